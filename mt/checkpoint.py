@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeAlias
 
-import numpy as np
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
@@ -24,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mt.config.loading import dump_config, load_config
-from mt.config.settings import ModelConfig, RunConfig, VocabSizes
+from mt.config.settings import ModelConfig, RunConfig, VocabSizes, of_both_sides
 from mt.errors import CheckpointError, MTError
 from mt.model import Transformer
 from mt.system.files import WriteError, file_checksum, read_json, sync, whole_folder, write_json
@@ -112,10 +111,8 @@ class CheckedFolder:
             raise CheckpointError(
                 path, f"its {CONFIG} cannot be loaded: {error.statement}", cls.HOW_TO_REPAIR
             ) from error
-        if config.tokenizer.joint != isinstance(manifest["vocab_size"], int):
-            problem = (
-                f"is damaged: vocab_size is {manifest['vocab_size']}, which contradicts tokenizer.joint in {CONFIG}"
-            )
+        if config.tokenizer.joint != isinstance(size := manifest["vocab_size"], int):
+            problem = f"is damaged: vocab_size is {size}, which contradicts tokenizer.joint in {CONFIG}"
             raise CheckpointError(path / MANIFEST, problem, cls.HOW_TO_REPAIR)
         return cls(path, config, manifest)
 
@@ -127,11 +124,7 @@ class CheckedFolder:
 
     @property
     def tokenizer_paths(self) -> tuple[Path, ...]:
-        """The paths of the tokenizers, see `mt.text.tokenizer.tokenizer_paths`; their checksums are verified.
-
-        Raises:
-            CheckpointError: a file is damaged.
-        """
+        """The paths from `mt.text.tokenizer.tokenizer_paths`; a damaged file raises a CheckpointError."""
         paths = tokenizer_paths(self.path)
         for path in paths:
             check_file(path, self.manifest, self.HOW_TO_REPAIR)
@@ -172,11 +165,7 @@ class ModelFolder(CheckedFolder):
         return super().open(path)
 
     def load_weights(self) -> dict[str, Tensor]:
-        """Return all parameters by name, in float32.
-
-        Raises:
-            CheckpointError: the file is damaged, or a weight is NaN or infinite.
-        """
+        """Return all parameters by name, in float32; damage, NaN and infinity raise a CheckpointError."""
         check_file(self.path / WEIGHTS, self.manifest)
         try:
             weights = load_file(self.path / WEIGHTS)
@@ -196,11 +185,7 @@ class ModelFolder(CheckedFolder):
         return shape.n_parameters
 
     def check_shapes(self) -> None:
-        """Compare the model of the config with the header of the weights, before anything of its size is built.
-
-        Raises:
-            CheckpointError: they differ, or the header is damaged.
-        """
+        """Raise a CheckpointError if config and weights differ, before anything of their size is built."""
         try:
             with safe_open(self.path / WEIGHTS, framework="pt") as file:
                 headers = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is not a dict)
@@ -209,7 +194,7 @@ class ModelFolder(CheckedFolder):
         except (OSError, SafetensorError) as error:
             raise CheckpointError(self.path / WEIGHTS, f"cannot be read: {error}") from error
         n_values = sum(map(math.prod, found.values()))
-        for name, size in {"vocab_size": np.max(self.vocab_size).item(), **self.config.model.shape}.items():
+        for name, size in {"vocab_size": max(of_both_sides(self.vocab_size)), **self.config.model.shape}.items():
             if isinstance(size, int) and size > n_values:
                 problem = f"weights do not fit the model: there are {n_values:,} of them, but {name} is {size:,}"
                 raise CheckpointError(self.path, problem)
@@ -253,14 +238,15 @@ def load_into(model: Transformer, weights: dict[str, Tensor], origin: Path) -> N
     Raises:
         CheckpointError: names or shapes of parameters differ.
     """
-    expected, found = (
-        {name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (model.state_dict(), weights)
-    )
-    _require_shapes(expected, found, origin)
+    _require_shapes(_shapes(model.state_dict()), _shapes(weights), origin)
     model.load_state_dict(weights)
 
 
 Shapes: TypeAlias = dict[str, tuple[int, ...]]
+
+
+def _shapes(tensors: dict[str, Tensor]) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _require_shapes(expected: Shapes, found: Shapes, origin: Path) -> None:
@@ -279,7 +265,7 @@ def _expected_shapes(config: ModelConfig, vocab_size: VocabSizes, most: int) -> 
     one_layer = replace(config, n_encoder_layers=1, n_decoder_layers=1)
     with torch.device("meta"):
         model = Transformer(one_layer, vocab_size=vocab_size, pad_id=PAD_ID)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    shapes = _shapes(model.state_dict())
     for side, n in (("encoder", config.n_encoder_layers), ("decoder", config.n_decoder_layers)):
         layer = {name: shape for name, shape in shapes.items() if name.startswith(f"{side}.0.")}
         for i in range(1, min(n, most // len(layer) + 2)):
@@ -341,7 +327,7 @@ def average_weights(folders: Sequence[Path]) -> dict[str, Tensor]:
     sums: dict[str, Tensor] = {}
     for folder in folders:
         weights = ModelFolder.open(folder).load_weights()
-        if sums and sums.keys() != weights.keys():
+        if sums and _shapes(sums) != _shapes(weights):
             raise CheckpointError(folder, f"has other weights than {folders[0]}, so they cannot be averaged")
         for name, tensor in weights.items():
             sums[name] = sums[name] + tensor if name in sums else tensor.double()

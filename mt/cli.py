@@ -449,6 +449,7 @@ def score(
     """
     changes = _search_changes(context)
     from mt.config.settings import Table, TextFiles
+    from mt.decode.lines import columns_named
     from mt.text.corpora import is_table, reader_of
 
     if (file is None) == (src is None) or (src is None) != (tgt is None):
@@ -462,14 +463,15 @@ def score(
         _refuse(context, ["--src-column", "--tgt-column"], "is for a table", "give --file")
         pairs = reader_of(TextFiles(src=str(src), tgt=str(tgt)), ("", ""), "").pairs()
     first = list(islice(pairs, 1))  # so that an unreadable file is reported before the model is loaded
-    with _named_as_options(), _output_stream(output_file, may_overwrite) as target:
+    columns = columns_named("--src-column and --tgt-column")
+    with _named_as_options(), columns, _output_stream(output_file, may_overwrite) as target:
         from mt.decode.scorer import Scorer
 
         scorer = Scorer.load(model, device=device, precision=precision)
         if file is not None:
             src_lang, tgt_lang = (side.lang for side in scorer.translator.normalisers)
-            columns = [int(column) if column and column.isdecimal() else column for column in (src_column, tgt_column)]
-            table = Table(file=str(file), src_column=columns[0], tgt_column=columns[1])
+            given = [int(column) if column and column.isdecimal() else column for column in (src_column, tgt_column)]
+            table = Table(file=str(file), src_column=given[0], tgt_column=given[1])
             pairs = reader_of(table, (src_lang, tgt_lang), "").pairs()
         for result in scorer.score(chain(first, pairs), replace(scorer.decode, **changes)):
             target.write(f"{result.json_line() if output_format == 'jsonl' else result.text_line()}\n".encode())

@@ -47,7 +47,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def engine_of(config: RunConfig) -> Engine:
-    engine = bench.engine_over(config, None, ())
+    engine = bench.engine_over(config, None)
     engine.begin()
     return engine
 

@@ -617,6 +617,7 @@ def test_a_report_that_exists_is_overwritten_only_if_asked(run: Run):
         ("in.tsv", ["text", "a b", "", "e"], ("--src-column", "text")),
         ("in.jsonl", ['{"en": "a b", "de": "c"}', "", '{"en": "", "de": "d"}', '{"en": "e", "de": "f"}'], ()),
         ("in.jsonl", ['{"text": "a\\nb"}', '{"text": ""}', '{"text": "e"}'], ("--src-column", "text")),
+        ("in.jsonl", ['{"en": "a b"}', '{"en": ""}', '{"en": "e", "de": "f"}'], ()),
     ],
 )
 def test_the_source_column_of_a_table_is_translated(
@@ -625,6 +626,15 @@ def test_the_source_column_of_a_table_is_translated(
     write_lines(name, lines)
     status, stdout, _ = translate("--input", name, *options)
     assert (status, stdout) == (0, "A B\n\nE\n")
+
+
+def test_a_translation_memory_is_translated_where_it_has_no_translation_yet(translate: Run):
+    units = [f'<tuv xml:lang="{lang}"><seg>{text}</seg></tuv>' for lang, text in (("en", "a b"), ("de", "c"))]
+    body = "".join(f"<tu>{unit}</tu>" for unit in (units[0], "".join(units), units[1]))
+    Path("in.tmx").write_text(f'<tmx version="1.4"><header/><body>{body}</body></tmx>')
+    status, stdout, stderr = translate("--input", "in.tmx")
+    assert (status, stdout) == (0, "A B\nA B\n")
+    assert "warning: in.tmx: units without en skipped: 1\n" in stderr
 
 
 def test_a_row_with_paragraphs_is_one_line_of_text_and_keeps_them_in_jsonl(translate: Run):
@@ -659,6 +669,9 @@ def test_a_table_can_be_resumed_and_translated_in_shards(translate: Run, interru
          "or cut the column out."),
         ("--src-column 1", "--src-column is for a .tsv, .csv, .jsonl or .parquet file. Name the file so, or cut the "
          "column out."),
+        ("--input memory.tmx --src-column fr", "--src-column is for a .tsv, .csv, .jsonl or .parquet file. Name the "
+         "file so, or cut the column out."),
+        ("--input in.tsv --src-column 0", "--src-column: expected an integer of at least 1 or text, got 0"),
     ],
 )  # fmt: skip
 def test_a_table_that_cannot_be_read_is_an_error(translate: Run, options: str, message: str):
@@ -931,7 +944,7 @@ def test_an_option_that_contradicts_a_setting_of_the_model_is_refused(run: Run, 
         ("--beam-size 0", "--beam-size: expected an integer from 1 to 64, got 0"),
         ("--beam-size 65", "--beam-size: expected an integer from 1 to 64, got 65"),
         ("--length-penalty -1", "--length-penalty: expected a number from 0 to 10, got -1.0"),
-        ("--batch-tokens 0", "--batch-tokens: expected an integer of at least 1, got 0"),
+        ("--batch-tokens 0", "--batch-tokens: expected an integer of at least 1 or text, got 0"),
         ("--n-best 0", "--n-best: expected at least 1, got 0"),
         ("--n-best 5 --beam-size 4", "--n-best is 5, more than --beam-size (4). Raise --beam-size or lower --n-best."),
         ("--min-length -1", "--min-length: expected an integer from 0 to 10,000, got -1"),
@@ -941,14 +954,14 @@ def test_an_option_that_contradicts_a_setting_of_the_model_is_refused(run: Run, 
             "--min-length is 9, but --max-length (9) allows only 8 tokens and the end of sentence",
         ),
         ("--no-repeat-ngram -1", "--no-repeat-ngram: expected an integer of at least 0, got -1"),
-        ("--batch-sentences 0", "--batch-sentences: expected an integer of at least 1, got 0"),
+        ("--batch-sentences 0", "--batch-sentences: expected an integer of at least 1 or text, got 0"),
         ("--temperature 0.5", "--temperature is for sampling. Add --sample."),
         ("--top-k 5", "--top-k is for sampling. Add --sample."),
         ("--top-p 0.5", "--top-p is for sampling. Add --sample."),
         ("--seed 0", "--seed is for sampling. Add --sample."),
         ("--sample --beam-size 5", "--beam-size cannot be combined with --sample. Remove one of them."),
         ("--sample --temperature 0", "--temperature: expected a number from 0.01 to 100, got 0.0"),
-        ("--sample --top-k 0", "--top-k: expected an integer of at least 1, got 0"),
+        ("--sample --top-k 0", "--top-k: expected an integer of at least 1 or text, got 0"),
         ("--sample --top-p 1.5", "--top-p: expected a number above 0 and up to 1, got 1.5"),
         ("--prefix -", "--prefix needs a file, not -"),
         ("--prefix missing", "missing: no such file (looked for in {cwd})"),
@@ -1093,6 +1106,13 @@ def test_pairs_of_a_table_are_scored(
     assert run(*given, *options) == (0, "-10.0000\t-2.0000\t-6.0000\t5\n", "")
 
 
+def test_an_error_about_the_columns_of_a_table_names_the_options(run: Run, toy_model: Path):
+    write_lines("two.jsonl", ['{"a": "b"}'])
+    problem = "two.jsonl, line 1 has no key en, its keys are a"
+    fix = "Set --src-column and --tgt-column to the keys of the text, or fix the line"
+    assert run("score", "--model", toy_model, "--file", "two.jsonl") == (2, "", f"error: {problem}. {fix}.\n")
+
+
 def test_score_needs_pairs_from_two_texts_or_one_table(run: Run):
     fix = "The pairs come from two files or from one. Give --src and --tgt, or --file.\n"
     for options in ("", "--src a", "--src a --tgt b --file c", "--tgt b --file c"):
@@ -1112,7 +1132,7 @@ def test_files_without_lines_have_no_scores(score: Run):
     ("options", "message"),
     [
         ("--length-penalty -1", "--length-penalty: expected a number from 0 to 10, got -1.0"),
-        ("--batch-tokens 0", "--batch-tokens: expected an integer of at least 1, got 0"),
+        ("--batch-tokens 0", "--batch-tokens: expected an integer of at least 1 or text, got 0"),
         ("--tgt missing.de", "missing.de: no such file (looked for in {cwd})"),
         ("--src .", ". is a folder, expected a text file"),
         ("--output missing/scores", "missing/scores cannot be written: No such file or directory"),

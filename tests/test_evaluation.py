@@ -134,6 +134,13 @@ def test_changed_translations_are_not_used_as_those_of_the_run(run: tuple[RunCon
     assert artifacts.kept_translations(pairs) == {}
 
 
+def test_a_translation_of_text_with_line_feeds_is_one_line(finished: tuple[RunConfig, Path]):
+    artifacts, pair = RunArtifacts.of(finished[1]), SentencePair("bar\n\ndest", "BAR\n\nDEST", 1)
+    (line,) = artifacts.translate({"new": [pair]}, "cpu", "fp32", n_processes=1)["new"].hypotheses
+    assert " " in line
+    assert "\n" not in line
+
+
 def test_a_tag_is_given_to_the_model_but_not_to_the_evaluation(finished: tuple[RunConfig, Path], tmp_path: Path):
     config, _ = finished
     tagged = with_test(changed(config, max_steps=2), tag="<bt>")

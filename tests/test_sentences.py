@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -61,27 +62,42 @@ def test_long_and_hostile_text_is_divided_in_windows():
     assert sentence_ends("“a. " * 10_000, "en")[-1] == 40_000  # takes half a second if it is not cut into windows
 
 
-def corpus(folder: Path, tokenizer: Tokenizer, lines: list[str]) -> ParallelIds:
-    side = flat_ids([[*tokenizer.encode(line), EOS_ID] for line in lines], "<u2")
+def usual_of(folder: Path, tokenizer: Tokenizer, *corpora: list[str], weights: Sequence[float] = (1.0,)) -> UsualLines:
+    sizes = [len(lines) for lines in corpora]
+    side = flat_ids([[*tokenizer.encode(line), EOS_ID] for lines in corpora for line in lines], "<u2")
     write_parallel_ids(folder, "train", [(side, side)])
-    return ParallelIds.open(folder, "train", "<u2")
+    return UsualLines.of_corpus(ParallelIds.open(folder, "train", "<u2"), sizes, weights, tokenizer, "de")
 
 
 @pytest.mark.parametrize(
-    ("n_with_two", "n_with_three", "usual"), [(0, 0, 1), (4, 0, 1), (5, 0, 2), (3, 2, 2), (0, 5, 3)]
+    ("n_with_two", "n_with_three", "usual"), [(0, 0, 1), (49, 0, 1), (50, 0, 2), (30, 20, 2), (0, 50, 3), (1, 49, 2)]
 )
 def test_a_number_of_sentences_is_usual_if_a_twentieth_of_the_lines_has_it(
     tmp_path: Path, tokenizer: Tokenizer, n_with_two: int, n_with_three: int, usual: int
 ):
-    lines = ["Bar bast."] * (100 - n_with_two - n_with_three)
+    lines = ["Bar bast."] * (1_000 - n_with_two - n_with_three)
     lines += ["Bar bast. Dest den."] * n_with_two + ["Bar. Bast. Den."] * n_with_three
-    assert UsualLines.of_corpus(corpus(tmp_path, tokenizer, lines), tokenizer, "de").sentences == usual
+    assert usual_of(tmp_path, tokenizer, lines).sentences == usual
 
 
 def test_the_usual_length_is_that_of_all_but_a_thousandth_of_the_lines(tmp_path: Path, tokenizer: Tokenizer):
     lines = ["bar"] * 3_000 + ["bar bar"] * 20 + ["bar" * 50] * 2
-    n_tokens = len(tokenizer.encode("bar bar")) + 1
-    assert UsualLines.of_corpus(corpus(tmp_path, tokenizer, lines), tokenizer, "de") == UsualLines(1, n_tokens)
+    assert usual_of(tmp_path, tokenizer, lines) == UsualLines(1, len(tokenizer.encode("bar bar")) + 1)
+    lines += ["bar" * 50] * 2
+    assert usual_of(tmp_path, tokenizer, lines) == UsualLines(1, len(tokenizer.encode("bar" * 50)) + 1)
+
+
+@pytest.mark.parametrize(
+    ("n_with_two", "weight", "sentences"), [(100, 1.0, 2), (100, 0.1, 1), (40, 1.0, 1), (40, 2.0, 2)]
+)
+def test_a_line_counts_as_often_as_training_sees_it(
+    tmp_path: Path, tokenizer: Tokenizer, n_with_two: int, weight: float, sentences: int
+):
+    corpora = ["Bar bast."] * (1_000 - n_with_two), ["Bar bast. Dest den."] * n_with_two
+    assert usual_of(tmp_path, tokenizer, *corpora, weights=(1.0, weight)).sentences == sentences
+    assert usual_of(tmp_path, tokenizer, *reversed(corpora), weights=(weight, 1.0)).sentences == sentences
+    short = len(tokenizer.encode("Bar bast.")) + 1
+    assert usual_of(tmp_path, tokenizer, *corpora, weights=(1.0, 0.001)) == UsualLines(1, short)
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from mt.checkpoint import ModelFolder
+from mt.checkpoint import ModelFolder, save_model_folder
 from mt.config.settings import RunConfig, TokenizerConfig
 from mt.decode.scorer import Scorer
 from mt.decode.translator import Translator
-from mt.errors import CheckpointError, ConfigError
+from mt.errors import CheckpointError, ConfigError, DataError
 from mt.explain.attention import explained_page
 from mt.model import Transformer
 from mt.pipeline import average_run, prepare
@@ -186,6 +186,17 @@ def test_given_models_serve_one_language_each(config: RunConfig, corpus: Prepare
     assert prepare(swapped).fingerprint not in (prepared.fingerprint, corpus.fingerprint)
 
 
+def test_a_damaged_model_of_the_target_is_not_taken_for_that_of_the_source(
+    config: RunConfig, corpus: PreparedCorpus, tmp_path: Path
+) -> None:
+    (tmp_path / "tgt.model").write_text("damaged")
+    models = {"model": str(corpus.tokenizer_paths[0]), "tgt_model": str(tmp_path / "tgt.model")}
+    with pytest.raises(DataError) as caught:
+        prepare(replace(config, tokenizer=replace(config.tokenizer, **models, tgt_vocab_size=None)))
+    problem = "is damaged, or is not a SentencePiece model. Give a .model file written by SentencePiece."
+    assert str(caught.value) == f"{tmp_path}/tgt.model {problem}"
+
+
 def test_fine_tuning_starts_from_both_vocabularies(config: RunConfig, run: RunFolder, tmp_path: Path) -> None:
     first = str(run.checkpoint(12))
     tuned = replace(config, train=replace(config.train, init_from=first, max_steps=4))
@@ -255,6 +266,24 @@ def test_an_export_translates_as_the_model_does(run: RunFolder, tmp_path: Path) 
     readme = (tmp_path / "export/README.md").read_text("utf-8")
     assert 'src_tokenizer = sentencepiece.SentencePieceProcessor(model_file="tokenizer.src.model")' in readme
     assert "return [tgt_tokenizer.decode(" in readme
+
+
+def test_equal_vocabularies_are_exported_in_a_single_file(run: RunFolder, tmp_path: Path) -> None:
+    exporter = pytest.importorskip("mt.export.ctranslate2")
+    pytest.importorskip("ctranslate2")
+    trained = ModelFolder.open(run.checkpoint(12))
+    config = replace(trained.config, tokenizer=replace(trained.config.tokenizer, tgt_vocab_size=345))
+    model = Transformer(config.model, vocab_size=(345, 345), pad_id=PAD_ID)
+    for name in FILES:
+        shutil.copyfile(trained.tokenizer_paths[0], tmp_path / name)
+    files = [tmp_path / name for name in FILES]
+    save_model_folder(tmp_path / "model", model.state_dict(), config, files, {"vocab_size": (345, 345)})
+    exporter.export(tmp_path / "model", tmp_path / "export")
+    assert (tmp_path / "export/shared_vocabulary.json").is_file()
+    theirs = exporter.load_translator(tmp_path / "export", "cpu", retries=False)
+    ours = Translator.load(tmp_path / "model", "cpu", "fp32", retries=False)
+    settings = {"beam_size": 2, "max_length": 8, "length_penalty": 0.0}
+    assert theirs.translate(["bar dest fil"], **settings) == ours.translate(["bar dest fil"], **settings)
 
 
 def test_parameters_are_counted_for_each_vocabulary(tmp_path: Path) -> None:

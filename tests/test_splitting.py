@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from mt.decode.splitting import Part, grouped, join_parts, split_sentences, split_text
+from mt.decode.splitting import Part, gap_after, grouped, join_parts, split_sentences, split_text
 from mt.text.normalise import normalise
 from mt.text.tokenizer import Tokenizer
 
@@ -105,25 +105,26 @@ def test_other_white_space_between_sentences_is_kept(gap: str):
 
 
 @pytest.mark.parametrize(
-    ("line", "parts"),
+    ("line", "sentences", "gaps"),
     [
-        ("", []),
-        (" Ein Hund. ", [("", "Ein Hund.")]),
-        ("Ein Hund.  Eine Katze.\tEnde.", [("", "Ein Hund."), ("  ", "Eine Katze."), ("\t", "Ende.")]),
-        ("Titel\n\nEin Hund.\r\n Ende.\n", [("", "Titel"), ("\n\n", "Ein Hund."), ("\n ", "Ende.")]),
-        ("Er kam.\u00a0Er sah.\u2028Er ging.", [("", "Er kam."), (" ", "Er sah."), (" ", "Er ging.")]),
+        ("", [], []),
+        (" Ein Hund. ", ["Ein Hund."], [""]),
+        ("Ein Hund.  Eine Katze.\tEnde.", ["Ein Hund.  ", "Eine Katze.\t", "Ende."], ["  ", "\t", ""]),
+        ("Titel\n\nEin Hund.\r\n Ende.\n", ["Titel\n\n", "Ein Hund.\r\n ", "Ende."], ["\n\n", "\n ", ""]),
+        ("Er kam.\u00a0Er sah.\u2028Er ging.", ["Er kam.\u00a0", "Er sah.\u2028", "Er ging."], [" ", " ", ""]),
     ],
 )
-def test_a_line_has_sentences_and_the_white_space_before_each(line: str, parts: list[tuple[str, str]]):
-    assert split_sentences(line, "de") == parts
+def test_a_line_has_sentences_and_the_white_space_after_each(line: str, sentences: list[str], gaps: list[str]):
+    assert split_sentences(line, "de") == sentences
+    assert list(map(gap_after, sentences)) == gaps
 
 
 def test_sentences_are_grouped_up_to_the_limits():
-    def groups(lengths: list[int], *limits: int, gaps: Sequence[str] | None = None) -> list[list[int]]:
-        return [lengths[group] for group in grouped(lengths, gaps or [" "] * len(lengths), *limits)]
+    def groups(lengths: list[int], *limits: int, sentences: Sequence[str] = "abcde") -> list[str]:
+        return grouped(sentences[: len(lengths)], lengths, *limits)
 
-    assert groups([3, 4, 5], 1, 100) == [[3], [4], [5]]
-    assert groups([3, 4, 5], 2, 100) == [[3, 4], [5]]
-    assert groups([3, 4, 5], 9, 9) == [[3, 4], [5]]
-    assert groups([30, 4, 5, 20, 1], 9, 9) == [[30], [4, 5], [20], [1]]
-    assert groups([3, 4, 5], 9, 100, gaps=["", " ", "\n"]) == [[3, 4], [5]]
+    assert groups([3, 4, 5], 1, 100) == ["a", "b", "c"]
+    assert groups([3, 4, 5], 2, 100) == ["ab", "c"]
+    assert groups([3, 4, 5], 9, 9) == ["ab", "c"]
+    assert groups([30, 4, 5, 20, 1], 9, 9) == ["a", "bc", "d", "e"]
+    assert groups([3, 4, 5], 9, 100, sentences=["A. ", "B.\n", "C."]) == ["A. B.\n", "C."]

@@ -410,8 +410,7 @@ def test_a_model_that_cannot_be_adopted_is_refused_in_one_line(tmp_path: Path) -
     assert refusal(tmp_path, []) == f"{tmp_path}: the tokenizer cannot be read (Is a directory)"
     damaged.write_text('{"model": {}}')
     assert refusal(damaged, []) == (
-        f"{damaged} is damaged, or is not a SentencePiece model. Set tokenizer.model to a .model file written by "
-        "SentencePiece."
+        f"{damaged} is damaged, or is not a SentencePiece model. Give a .model file written by SentencePiece."
     )
     path = foreign_model(tmp_path / "foreign.model", vocab_size=200, bos_piece="<begin>")
     assert (
@@ -420,7 +419,7 @@ def test_a_model_that_cannot_be_adopted_is_refused_in_one_line(tmp_path: Path) -
     both = foreign_model(tmp_path / "both.model", vocab_size=200, bos_id=-1, bos_piece="</s>")
     assert refusal(both, []) == (
         f"{both} uses one piece for two purposes (pad <pad>, unk <unk>, bos </s>, eos </s>). "
-        "Set tokenizer.model to a model with a separate piece for each."
+        "Give a model with a separate piece for each."
     )
 
 

@@ -578,6 +578,21 @@ def test_a_tag_holds_for_all_sentences_of_a_line(parrot: Parrot, monkeypatch: py
     assert [(sentence.part.n_words_before, sentence.part.n_tags) for sentence in of_line] == [(0, 0), (4, 1)]
 
 
+def test_a_tag_holds_for_all_parts_of_a_long_sentence(parrot: Parrot, monkeypatch: pytest.MonkeyPatch) -> None:
+    translator = taught(parrot, usual_lines=UsualLines(1, 64), max_source_tokens=MAX_SOURCE_TOKENS)
+    encode = translator.tokenizers.src.encode
+    monkeypatch.setattr(translator.tokenizers.src, "encode", lambda text: [7] if text == "<b>" else encode(text))
+    words = WORDS[:20] * 3
+    (of_line,) = translator._sentences([f"<b> {' '.join(words)}"], [""], 0, translator.decode)
+    parts = [sentence.part for sentence in of_line]
+    assert len(parts) > 1
+    assert all(part.text.startswith("<b> ") for part in parts)
+    assert " ".join(part.text.removeprefix("<b> ") for part in parts) == " ".join(words)
+    for part in parts:
+        place = part.n_words_before - part.n_tags + 1  # of the word after the tag
+        assert ["<b>", *words][place] == part.text.split()[1]
+
+
 def test_a_sentence_that_is_too_long_is_cut_further(parrot: Parrot) -> None:
     long = " ".join(WORDS[:20])
     translator = taught(parrot, usual_lines=UsualLines(1, 64), max_source_tokens=MAX_SOURCE_TOKENS)

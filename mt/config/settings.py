@@ -22,6 +22,13 @@ from mt.system import paths
 
 T = TypeVar("T")
 VocabSizes: TypeAlias = int | tuple[int, int]  # pieces of a joint vocabulary, or of source's and target's
+
+
+def of_both_sides(sizes: VocabSizes) -> tuple[int, int]:
+    """Return the number of pieces of the source's and of the target's vocabulary."""
+    return (sizes, sizes) if isinstance(sizes, int) else sizes
+
+
 MAX_BEAM_SIZE = 64
 SMALLEST_VOCABULARY, LEAST_COVERAGE = 300, 0.9
 _LARGEST = 2**63 - 1  # that torch and numpy can hold

@@ -5,22 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 from mt.config.settings import DecodeConfig
-from mt.decode.lines import LineReader, decoded, open_lines, open_rows, require_utf8
+from mt.decode.lines import LineReader, decoded, in_one_line, open_lines, open_rows, require_utf8
 from mt.decode.outputs import Outputs, open_outputs
 from mt.errors import ConfigError, DataError
 from mt.system.console import Meter
 from mt.system.signals import exit_on_signals
-from mt.text.corpora import is_table
+from mt.text.corpora import format_of, is_table
 
 if TYPE_CHECKING:  # imports torch, which takes seconds; errors in files come first
     from mt.decode.translator import Hypothesis, Translator
@@ -43,7 +42,6 @@ _REPORTS = {
 }
 _OPTIONS = {"no_repeat_ngram_size": "--no-repeat-ngram"}  # options whose name differs from their setting
 _JSON_FIELDS = ("text", "score", "log_prob", "log_prob_per_token", "n_tokens", "tokens", "alignment", "flags")
-_LINE_FEEDS = re.compile(r"\s*\n\s*")  # a row of a table may have several lines
 # Some programs end a line at some of them, and a terminal may obey the others.
 _ESCAPES = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), 0x2028, 0x2029)}
 
@@ -113,16 +111,23 @@ def translate_files(options: TranslateOptions, load: Callable[[], Translator], c
     Raises:
         MTError: something is wrong with the files, the options or the model.
     """
+    if options.src_column is not None and (not options.is_table or format_of(Path(options.source)) == ".tmx"):
+        fix = "name the file so, or cut the column out"
+        raise ConfigError("--src-column", "is for a .tsv, .csv, .jsonl or .parquet file", fix)
+    load = cache(load)
     with contextlib.ExitStack() as files:
-        translator = load() if options.is_table else None
-        text = files.enter_context(_opened_text(options, translator))
+        if options.is_table:
+            src, tgt = load().normalisers
+            text = files.enter_context(open_rows(options.source, (src.lang, tgt.lang), options.src_column))
+        else:
+            text = files.enter_context(open_lines(options.source, is_strict=options.is_strict))
         prefixes = None if options.prefixes is None else files.enter_context(open_lines(str(options.prefixes)))
         _check_number_of_prefixes(prefixes, text)
         lines = _lines_of_shard(options.shard, text)
         translations = cast(BinaryIO, sys.stdout.buffer) if options.output == "-" else Path(options.output)
         modes = {"is_resumed": options.is_resumed, "may_overwrite": options.may_overwrite}
         outputs = files.enter_context(open_outputs(translations, options.alignments, **modes))
-        translator = translator or load()
+        translator = load()
         decode = search_settings(translator.decode, changes)
         outputs.begin(resume_key(options, translator, decode))
         run = _TranslationRun(options, translator, decode, text, prefixes, lines, outputs)
@@ -135,16 +140,6 @@ def translate_files(options: TranslateOptions, load: Callable[[], Translator], c
             report = report.format(max_source_tokens=translator.max_source_tokens)
             level = logging.INFO if flag in ("retried", "split") else logging.WARNING
             _log.log(level, f"{n:,} of {outputs.record.counts['lines']:,} lines {report}")
-
-
-def _opened_text(options: TranslateOptions, translator: Translator | None) -> AbstractContextManager[LineReader]:
-    if translator is None:
-        if options.src_column is not None:
-            fix = "name the file so, or cut the column out"
-            raise ConfigError("--src-column", "is for a .tsv, .csv, .jsonl or .parquet file", fix)
-        return open_lines(options.source, is_strict=options.is_strict)
-    langs = translator.normalisers.src.lang, translator.normalisers.tgt.lang
-    return open_rows(options.source, langs, options.src_column)
 
 
 def resume_key(options: TranslateOptions, translator: Translator, decode: DecodeConfig) -> dict[str, Any]:
@@ -266,7 +261,7 @@ class _TranslationRun:
 
     def _contents(self, entries: Sequence[_Entry]) -> list[bytes]:
         """Return the bytes to append to each of the outputs."""
-        texts = self._n_best(entries, lambda one: _LINE_FEEDS.sub(" ", one.text))
+        texts = self._n_best(entries, lambda one: in_one_line(one.text))
         contents = [map(_Entry.json_line, entries) if self.options.is_jsonl else texts]
         if self.options.alignments is not None:
             contents.append(self._n_best(entries, lambda one: _pharaoh(one.alignment) or ""))

@@ -7,11 +7,12 @@ import hashlib
 import logging
 import math
 import queue
+import re
 import select
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import BinaryIO, cast
 from mt.config.settings import Table
 from mt.errors import DataError
 from mt.system.console import require_stream
-from mt.text.corpora import reader_of
+from mt.text.corpora import format_of, reader_of
 from mt.text.files import (
     MAX_LINE_BYTES,
     count_lines,
@@ -40,6 +41,7 @@ _BLOCK_ROWS = 64
 _BLOCKS_AHEAD = 64
 # Limits of a batch of lines. MAX_BYTES bounds the memory if lines are long.
 MAX_LINES, MAX_BYTES = 4_096, 8 << 20
+_LINE_FEEDS = re.compile(r"\s*\n\s*")
 LONGEST_WAIT_SECONDS = 1.0  # that a line waits for others, if input may pause
 
 
@@ -62,7 +64,6 @@ class LineReader:
         self._blocks: queue.Queue[bytes | list[bytes] | Exception] = queue.Queue(maxsize=_BLOCKS_AHEAD)
         self._lines: deque[bytes] = deque()
         self._unfinished: list[bytes] = []  # pieces of an incomplete line, joined when it is complete
-        self._n_unfinished = 0  # bytes of these pieces
         self._n_whole = 0  # lines that were complete
         self._is_at_end = False
         self._digest = hashlib.blake2b(digest_size=16)
@@ -130,11 +131,9 @@ class LineReader:
             for line in whole:
                 self._lines.append(b"".join([*self._unfinished, line]))
                 self._unfinished.clear()
-                self._n_unfinished = 0
             self._n_whole += len(whole)
             self._unfinished.append(rest)
-            self._n_unfinished += len(rest)
-            if self._n_unfinished > MAX_LINE_BYTES:
+            if sum(map(len, self._unfinished)) > MAX_LINE_BYTES:
                 raise endless_line(self.name, self._n_whole + 1)
             if self._is_at_end and any(self._unfinished):
                 self._lines.append(b"".join(self._unfinished))
@@ -200,29 +199,36 @@ def open_rows(name: str, langs: tuple[str, str], src_column: str | None = None) 
     Raises:
         DataError: the file cannot be read to its end, or has no such column.
     """
-    reader = reader_of(Table(file=name), langs, "")
+    reader, skipped = reader_of(Table(file=name), langs, ""), Counter[str]()
     if src_column is not None:
         column = int(src_column) if src_column.isdecimal() else src_column
-        reader = replace(reader, corpus=_Column(file=name, src_column=column))
-    try:
-        total = sum(len(chunk.src) for chunk in reader.chunks(_BLOCK_ROWS)) if Path(name).is_file() else None
-    except DataError as error:
-        fix = error.fix.replace("src_column and tgt_column", "--src-column")
-        raise DataError(error.place, error.problem, fix) from None
+        reader = replace(reader, corpus=_Column(file=name, src_column=column, tgt_column=column))
+    elif format_of(Path(name)) not in (".tsv", ".csv"):  # which need both names to find the columns
+        reader = replace(reader, langs=(langs[0], langs[0]))
+    with columns_named("--src-column"):
+        chunks = reader.chunks(_BLOCK_ROWS, skipped) if Path(name).is_file() else None
+        total = None if chunks is None else sum(len(chunk.src) for chunk in chunks)
+    for what, n in skipped.items():
+        _log.warning(f"{name}: {what} skipped: {n:,}")
     rows = ([text.encode(errors="replace") for text in chunk.src] for chunk in reader.chunks(_BLOCK_ROWS))
     yield LineReader(rows, name, total)
 
 
+@contextlib.contextmanager
+def columns_named(options: str) -> Iterator[None]:
+    """Name options instead of settings in errors about the columns of a table."""
+    try:
+        yield
+    except DataError as error:
+        fix = error.fix.replace("src_column and tgt_column", options)
+        raise DataError(error.place, error.problem, fix) from None
+
+
 class _Column(Table):
-    """One column of a table, read as both sides."""
+    """A table one column of which is read as both sides, which a config may not say."""
 
     def __post_init__(self) -> None:
         pass
-
-    @property
-    def columns(self) -> tuple[int | str, int | str] | None:
-        assert self.src_column is not None
-        return self.src_column, self.src_column
 
 
 def _count_valid_lines(path: Path) -> int:
@@ -252,6 +258,11 @@ def decoded(line: bytes) -> tuple[str, bool]:
         return line.decode(), True
     except UnicodeDecodeError:
         return line.decode(errors="replace"), False
+
+
+def in_one_line(text: str) -> str:
+    """Return a text with a space in place of each gap that has a line feed."""
+    return _LINE_FEEDS.sub(" ", text)
 
 
 def lines_of_text(path: Path) -> list[str]:

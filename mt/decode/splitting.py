@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from mt.text.sentences import sentence_ends
+from mt.text.sentences import CLOSERS, sentence_ends
 
 SplitSentences = Literal["auto", "always", "never"]
 
-_CLOSERS = "\"'”’“‘»«›‹)\\]}」』）】》〉〕］｝"
+_CLOSERS = re.escape(CLOSERS)
 _COMMAS = "，、；："
 _CJK = "\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
 
@@ -44,38 +44,37 @@ class Part:
     n_tags: int = 0  # words at its beginning that are not there in the line, but at the beginning of the line
 
 
-def split_sentences(line: str, lang: str) -> list[tuple[str, str]]:
-    """Return each sentence of a line with the white space before it. A line feed is a boundary too.
+def split_sentences(line: str, lang: str) -> list[str]:
+    """Return the sentences of a line, each with the white space after it. A line feed ends a sentence too.
 
     White space at both ends of the line is dropped.
     """
     line = line.strip()
     ends = sorted({*sentence_ends(line, lang), *(match.end() for match in re.finditer(r"\n\s*", line))})
-    found: list[tuple[str, str]] = []
-    gap = ""
-    for start, end in pairwise([0, *ends]):
-        sentence = line[start:end].rstrip()
-        found.append((gap, sentence))
-        gap = _OTHER_SPACES.sub("", line[start + len(sentence) : end].replace("\r\n", "\n"))
-        gap = gap or " " if line[end - 1].isspace() else ""
-    return found
+    return [line[start:end] for start, end in pairwise([0, *ends])]
 
 
-def grouped(n_tokens: Sequence[int], gaps: Sequence[str], max_sentences: int, max_tokens: int) -> list[slice]:
-    """Return the consecutive sentences to translate together: as many as the limits allow, and none across a line feed.
+def grouped(sentences: Sequence[str], n_tokens: Sequence[int], max_sentences: int, max_tokens: int) -> list[str]:
+    """Join sentences to translate together: as many as the limits allow, and none across a line feed.
 
     Args:
         n_tokens: of each sentence. A sentence over the limit is its own group.
-        gaps: the white space before each sentence.
     """
-    starts: list[int] = []
+    groups: list[list[str]] = []
     n = 0
-    for i, (length, gap) in enumerate(zip(n_tokens, gaps, strict=True)):
+    for sentence, length in zip(sentences, n_tokens, strict=True):
         n += length
-        if not starts or "\n" in gap or i - starts[-1] == max_sentences or n > max_tokens:
-            starts.append(i)
+        if not groups or "\n" in groups[-1][-1] or len(groups[-1]) == max_sentences or n > max_tokens:
+            groups.append([])
             n = length
-    return [slice(*ends) for ends in pairwise([*starts, len(n_tokens)])]
+        groups[-1].append(sentence)
+    return ["".join(group) for group in groups]
+
+
+def gap_after(sentence: str) -> str:
+    """Return the white space after a sentence as it is kept between two translations."""
+    space = sentence[len(sentence.rstrip()) :]
+    return _OTHER_SPACES.sub("", space.replace("\r\n", "\n")) or (space and " ")
 
 
 def split_text(text: str, piece_ends: Sequence[int], max_pieces: int, lang: str = "") -> list[Part]:

@@ -23,7 +23,7 @@ from mt.decode.graphs import Graphs
 from mt.decode.parallel import ForkPool, map_in_threads
 from mt.decode.quality_flags import has_repetition_loop, is_too_long, min_plausible_length, repeated_tokens
 from mt.decode.search import SearchRequest, SearchResult, length_sorted_batches, longest_translation, search
-from mt.decode.splitting import Part, SplitSentences, grouped, join_parts, split_sentences, split_text
+from mt.decode.splitting import Part, SplitSentences, gap_after, grouped, join_parts, split_sentences, split_text
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.model import Transformer
 from mt.run_folder import open_model
@@ -389,29 +389,26 @@ class Translator:
 
     def _sentence_groups(self, line: str) -> list[Part]:
         """Return the normalised line as one part or, if it is to be split, its sentences in groups."""
-        normalise, lang, usual = self.normalisers.src, self.normalisers.src.lang, self.usual_lines
+        normalise, usual = self.normalisers.src, self.usual_lines
         whole = [Part(normalise(line), 0)]
-        if self.split_sentences == "never" or len(split := split_sentences(line, lang)) < 2:
+        if self.split_sentences == "never" or len(sentences := split_sentences(line, normalise.lang)) < 2:
             return whole
-        gaps, texts = zip(*split, strict=True)
-        limits = (len(texts), sys.maxsize) if usual is None else (usual.sentences, usual.src_tokens)
+        limits = (len(sentences), sys.maxsize) if usual is None else (usual.sentences, usual.src_tokens - 1)
         if self.split_sentences == "always":
             limits = 1, 1
-        n_tokens = [
-            len(ids) for ids in self.tokenizers.src.encode_batch([normalise(text) for text in texts], n_threads=1)
-        ]
-        groups = grouped(n_tokens, gaps, *limits)
+        ids = self.tokenizers.src.encode_batch([normalise(sentence) for sentence in sentences], n_threads=1)
+        groups = grouped(sentences, list(map(len, ids)), *limits)
         if len(groups) == 1:
             return whole
         parts: list[Part] = []
-        n_words, tags = 0, self._tags(whole[0].text)
+        gap, n_words, tags = "", 0, self._tags(whole[0].text)
         for group in groups:
-            gap = gaps[group.start]
-            if text := normalise("".join(chain.from_iterable(split[group])).removeprefix(gap)):
+            if text := normalise(group):
                 n_before = n_words - (gap == "" and n_words > 0)
                 n_words = n_before + len(text.split(" "))
                 repeated = tags if parts else []
                 parts.append(Part(" ".join([*repeated, text]), n_before, gap=gap, n_tags=len(repeated)))
+            gap = gap_after(group)
         return parts
 
     def _tags(self, text: str) -> list[str]:
@@ -427,15 +424,18 @@ class Translator:
             if ids:
                 yield whole, ids
             return
+        tags = self._tags(whole.text)
+        tags = tags if 4 * len(tags) < max_pieces else []
         # A part may have one or two pieces more than it had in the line, since its first word is tokenized again.
-        lang, ends = self.normalisers.src.lang, self.tokenizers.src.piece_ends(whole.text)
-        parts = split_text(whole.text, ends, max(max_pieces - 2, 1), lang)
-        for part, part_ids in zip(parts, self.tokenizers.src.encode_batch([part.text for part in parts]), strict=True):
+        room, ends = max(max_pieces - 2 - len(tags), 1), self.tokenizers.src.piece_ends(whole.text)
+        first, *others = split_text(whole.text, ends, room, self.normalisers.src.lang)
+        parts = [replace(whole, text=first.text)]
+        for part in others:
             n_before = whole.n_words_before - whole.n_tags + part.n_words_before
-            placed = replace(part, n_words_before=n_before)
-            if part is parts[0]:
-                placed = replace(whole, text=part.text)
-            yield from self._parts(placed, part_ids)
+            text = " ".join([*tags, part.text])
+            parts.append(replace(part, text=text, n_words_before=n_before, n_tags=len(tags)))
+        for part, part_ids in zip(parts, self.tokenizers.src.encode_batch([part.text for part in parts]), strict=True):
+            yield from self._parts(part, part_ids)
 
     def _search(
         self,

@@ -16,6 +16,7 @@ from typing import Any
 from mt.checkpoint import CHECKSUMS, ModelFolder
 from mt.config.loading import config_differences, settings_of
 from mt.config.settings import DecodeConfig, ModelConfig, TokenizerConfig, TrainConfig
+from mt.decode.lines import in_one_line
 from mt.decode.translator import Translator
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.evaluation.report_files import JSON_NAME, json_object
@@ -210,10 +211,12 @@ class RunArtifacts:
     def translate(
         self, sets: Mapping[str, Sequence[SentencePair]], device: str, precision: str, *, n_processes: int | None
     ) -> dict[str, TranslatedSet]:
-        """Translate test sets, whose source segments may begin with a tag."""
+        """Translate test sets, whose source segments may begin with a tag. A translation is one line."""
         translator = Translator.load(self.folder, device, precision, n_processes=n_processes)
         return {
-            name: self._translated_set(pairs, translator.translate([pair.src for pair in pairs]))
+            name: self._translated_set(
+                pairs, list(map(in_one_line, translator.translate([pair.src for pair in pairs])))
+            )
             for name, pairs in sets.items()
         }
 

@@ -65,8 +65,7 @@ from mt.text.sentences import UsualLines
 from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizers, tokenizer_paths
 
 MODEL_CONFIG = "config.json"
-# By the number of vocabularies.
-VOCABULARIES = {1: ("shared_vocabulary.json",), 2: ("source_vocabulary.json", "target_vocabulary.json")}
+SHARED_VOCABULARY = "shared_vocabulary.json"
 QUANTIZATIONS = ("float32", "int8", "float16")
 # CTranslate2 has a table of positions, which limits the length of sentences and translations. Settings can enlarge it.
 FEWEST_POSITIONS = 1_024
@@ -198,8 +197,8 @@ def transformer_spec(model: Transformer, pieces: Sequence[list[str]], n_position
     writer.side(spec.encoder, model.encoder, model.encoder_norm, is_decoder=False)
     writer.side(spec.decoder, model.decoder, model.decoder_norm, is_decoder=True)
     parts = spec.encoder.embeddings[0], spec.decoder.embeddings, spec.decoder.projection
-    for part, table, size in zip(parts, model.embeddings, (*model.vocab_sizes, model.vocab_size), strict=True):
-        part.weight = writer.value(table.weight)[:size].contiguous()
+    for part, table in zip(parts, model.embeddings, strict=True):
+        part.weight = writer.value(table.weight)[: model.n_pieces[table]].contiguous()
     missing = [name for name, parameter in model.named_parameters() if id(parameter) not in writer.written]
     assert not missing, f"not exported: {', '.join(missing)}"
     src_pieces, tgt_pieces = pieces
@@ -454,6 +453,13 @@ def format_export(result: Export) -> str:
 _HOW_TO_EXPORT = "create one with mt export --to ctranslate2"
 
 
+def vocabulary_names(folder: Path) -> tuple[str, ...]:
+    """Return the names of CTranslate2's vocabularies. It writes a single file for two tokenizers with equal pieces."""
+    if len(tokenizer_paths(folder)) == 1 or (folder / SHARED_VOCABULARY).is_file():
+        return (SHARED_VOCABULARY,)
+    return "source_vocabulary.json", "target_vocabulary.json"
+
+
 class ExportFolder(CheckedFolder):
     """An export folder with all its files, undamaged."""
 
@@ -465,7 +471,7 @@ class ExportFolder(CheckedFolder):
 
     @classmethod
     def names(cls, path: Path) -> tuple[str, ...]:
-        return (*super().names(path), *VOCABULARIES[len(tokenizer_paths(path))])
+        return (*super().names(path), *vocabulary_names(path))
 
     @classmethod
     def open(cls, path: Path) -> ExportFolder:
@@ -656,20 +662,19 @@ def load_translator(
         problem = f"CTranslate2 computes in the quantization of the export, here {quantization}"
         raise ConfigError("precision", problem, "leave it at auto, or export the model again with another quantization")
     tokenizers, config, device = folder.load_tokenizers(), folder.config, _device(device)
+    files, names = folder.tokenizer_paths, vocabulary_names(folder.path)
     try:
-        paths = folder.tokenizer_paths
-        for name, path, tokenizer in zip(VOCABULARIES[len(paths)], paths, tokenizers, strict=False):
-            if read_json(folder.path / name) != tokenizer.pieces(range(tokenizer.vocab_size)):
-                raise ValueError(f"{name} has other pieces than {path.name}")
+        for name, file, pieces in zip((names[0], names[-1]), (files[0], files[-1]), _pieces(tokenizers), strict=True):
+            if read_json(folder.path / name) != pieces:
+                raise ValueError(f"{name} has other pieces than {file.name}")
         backend = CTranslate2Backend(
             folder.path, tokenizers, n_positions=longest, quantization=quantization, device=device
         )
     except (RuntimeError, ValueError) as error:
         raise MTError(folder.path, f"CTranslate2 cannot load it: {error}") from error
-    files = EXPORTED, *(path.name for path in paths)
     identity = {
         "backend": "ctranslate2",
-        "model": " ".join(str(checksums.get(name)) for name in files),
+        "model": " ".join(str(checksums.get(name)) for name in (EXPORTED, *(file.name for file in files))),
         "device": device.partition(":")[0],
     }
     return Translator(

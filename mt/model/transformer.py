@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mt.config.settings import ModelConfig, VocabSizes
+from mt.config.settings import ModelConfig, VocabSizes, of_both_sides
 from mt.data.batch import Layout, PackedBatch, SourceBatch
 from mt.model import layers
 from mt.model.context import Cache, Cached, Packed, PackedTarget, Recorded, rows_of
@@ -60,7 +60,7 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.pad_id, self.dtype = config, pad_id, dtype
-        self.vocab_sizes = (vocab_size, vocab_size) if isinstance(vocab_size, int) else vocab_size  # source, target
+        self.vocab_sizes = of_both_sides(vocab_size)
         self.vocab_size = self.vocab_sizes[1]
         assert config.tied_embeddings != "all" or len(set(self.vocab_sizes)) == 1, "source and target share embeddings"
         self.embedding = self._embedding(self.vocab_size)
@@ -115,10 +115,14 @@ class Transformer(nn.Module):
         return weight if len(weight) == self.vocab_size else weight[: self.vocab_size]
 
     @property
+    def n_pieces(self) -> dict[nn.Embedding, int]:
+        """Each embedding → the number of its rows that are not padding."""
+        return dict(zip(self.embeddings, (*self.vocab_sizes, self.vocab_size), strict=True))
+
+    @property
     def n_parameters(self) -> int:
         """Number of learned parameters: all but the rows that pad the vocabulary."""
-        sizes = dict(zip(self.embeddings, (*self.vocab_sizes, self.vocab_size), strict=True))
-        n_padding = sum(table.num_embeddings - size for table, size in sizes.items())
+        n_padding = sum(table.num_embeddings - n for table, n in self.n_pieces.items())
         return sum(parameter.numel() for parameter in self.parameters()) - n_padding * self.config.d_model
 
     def training_flops(self, n_src_tokens: int, n_tgt_tokens: int) -> int:

@@ -160,19 +160,19 @@ def _files(name: str, folder: str) -> list[Path]:
 
 def _file_fingerprint(path: Path) -> str:
     """Return the hash of the content, with the suffixes that decide how the file is read."""
-    suffixes = _format(path) if _format(path) in _FORMATS else ""
+    suffixes = format_of(path) if format_of(path) in _FORMATS else ""
     suffixes += path.suffix if path.suffix in COMPRESSIONS else ""
     return f"{suffixes}:{content_hash(path)}"
 
 
-def _format(path: Path) -> str:
+def format_of(path: Path) -> str:
     """Return the suffix of the format, without the suffix of the compression."""
     return (path.with_suffix("") if path.suffix in COMPRESSIONS else path).suffix
 
 
 def is_table(path: Path) -> bool:
     """Return whether a file has columns, by its name."""
-    return _format(path) in _FORMATS
+    return format_of(path) in _FORMATS
 
 
 def _columns_fingerprint(columns: Columns | None) -> str:
@@ -313,7 +313,7 @@ class _TableReader(CorpusReader):
         return rechunked(_joined(self._read(path, size, skipped) for path in self.files), size)
 
     def count(self) -> int | None:
-        if any(not path.is_file() or _format(path) == ".tmx" for path in self.files):  # a pipe can be read only once
+        if any(not path.is_file() or format_of(path) == ".tmx" for path in self.files):  # a pipe can be read only once
             return None
         counts = [count_parquet_rows(path) if path.suffix == ".parquet" else count_lines(path) for path in self.files]
         return None if None in counts else sum(filter(None, counts))
@@ -329,12 +329,12 @@ class _TableReader(CorpusReader):
         return [path for name in self.corpus.files for path in _files(name, self.folder)]
 
     def layouts(self) -> dict[Path, Layout]:
-        corpus, files = self.corpus, [path for path in self.files if _format(path) in _DELIMITED]
+        corpus, files = self.corpus, [path for path in self.files if format_of(path) in _DELIMITED]
         return {path: layout_of(path, self.langs, corpus.columns, corpus.quoting) for path in files}
 
     def _read(self, path: Path, size: int, skipped: Counter[str]) -> Iterator[Chunk]:
         """Yield chunks of about `size` pairs."""
-        corpus, format_ = self.corpus, _format(path)
+        corpus, format_ = self.corpus, format_of(path)
         if format_ in _DELIMITED:
             name = corpus.description
             return _chunks(read_delimited(path, self.langs, corpus.columns, corpus.quoting, size, skipped, name))

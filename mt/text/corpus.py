@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter
 
-from mt.config.settings import RunConfig, VocabSizes
+from mt.config.settings import RunConfig, VocabSizes, of_both_sides
 from mt.errors import DataError
 from mt.report.facts import Facts, HeldOutSet, TrainingCounts
 from mt.system.files import checksums_of, parse_json, read_json
@@ -31,8 +31,7 @@ _LARGEST_UINT16_VOCABULARY = 65_535
 
 def ids_dtype(vocab_size: VocabSizes) -> str:
     """Return numpy's name of the integer type in which the ids of both sides are stored."""
-    largest = vocab_size if isinstance(vocab_size, int) else max(vocab_size)
-    return "<u2" if largest <= _LARGEST_UINT16_VOCABULARY else "<u4"
+    return "<u2" if max(of_both_sides(vocab_size)) <= _LARGEST_UINT16_VOCABULARY else "<u4"
 
 
 class Sentences:

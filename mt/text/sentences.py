@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 from sentencex import segment
 
 from mt.text.corpus import ParallelIds
@@ -21,16 +22,16 @@ _WINDOW_CHARS = 2_000
 # sentencex 1.0.32 panics at some white space of more than one byte.
 _WHITE_SPACE = re.compile(r"[\s\x00-\x1f]")
 _KHMER_STOPS = str.maketrans("។៕", "!!")  # which sentencex does not know
-_CLOSERS = "\"'”’“‘»«›‹)]}」』）】》〉〕］｝"
+CLOSERS = "\"'”’“‘»«›‹)]}」』）】》〉〕］｝"
 _UNSPACED_STOPS = tuple("。！？｡")  # of scripts that put no space after them
 UNMARKED_ENDS = frozenset({"th", "lo"})  # languages that put no mark at the end of a sentence
 # Not the end of a sentence: an initial (M. Dupont), an ordinal or the number of an item (der 2. Weltkrieg).
 _ABBREVIATED = re.compile(r"(?:^|[\s(\[“„«\"'])(?:[^\W\d_]|\d{1,2})\.$")
 
-# A sentence count is usual if at least this fraction of the lines of training has as many or more sentences.
+# A sentence count is usual if at least this fraction of the lines of an epoch has as many or more sentences.
 USUAL_FRACTION = 0.05
 USUAL_LENGTH_QUANTILE = 0.999
-_MOST_LINES = 5_000  # a sample, in which sentences are counted
+_MOST_COUNTED, _MOST_MEASURED = 5_000, 1_000_000  # lines drawn to count their sentences, and to measure their lengths
 
 
 def sentence_ends(text: str, lang: str) -> list[int]:
@@ -61,7 +62,7 @@ def sentence_ends(text: str, lang: str) -> list[int]:
 def _is_end(text: str, start: int, end: int) -> bool:
     """Return whether text that begins at `start` may be a sentence up to `end`."""
     sentence = text[max(start, end - 50) : end].rstrip()
-    bare = sentence.rstrip(_CLOSERS)
+    bare = sentence.rstrip(CLOSERS)
     if not sentence or not unicodedata.category(sentence[-1]).startswith("P") or _ABBREVIATED.search(sentence):
         return False
     return text[end - 1] == " " or bare.endswith(_UNSPACED_STOPS)
@@ -82,17 +83,28 @@ class UsualLines:
     KEY = "usual_lines"  # in the manifest of a model
 
     @classmethod
-    def of_corpus(cls, train: ParallelIds, tokenizer: Tokenizer, src_lang: str) -> Self:
-        """Return the figures of a prepared corpus. Sentences are counted in lines that are evenly spread over it."""
-        n_lines = len(train)
-        lengths = np.cumsum(np.bincount(train.src.lengths))
-        chosen = np.unique(np.linspace(0, n_lines - 1, min(n_lines, _MOST_LINES), dtype=np.int64)).tolist()
-        counts = Counter(count_sentences(tokenizer.decode(train.src[i]), src_lang) for i in chosen)
-        n_with = len(chosen)  # lines with at least `sentences` sentences
-        sentences = 1
-        while (n_with := n_with - counts[sentences]) >= USUAL_FRACTION * len(chosen) and n_with:
-            sentences += 1
-        return cls(sentences, int(np.searchsorted(lengths, USUAL_LENGTH_QUANTILE * n_lines)))
+    def of_corpus(
+        cls, train: ParallelIds, sizes: Sequence[int], weights: Sequence[float], tokenizer: Tokenizer, src_lang: str
+    ) -> Self:
+        """Return the figures of a prepared corpus, from lines that are evenly spread over an epoch.
+
+        Args:
+            sizes: number of pairs of each training corpus; the pairs of a corpus are consecutive.
+            weights: copies of each of its pairs in an epoch.
+        """
+        first_pairs, first_copies = (np.cumsum([0, *sums]) for sums in (sizes, np.multiply(sizes, weights)))
+
+        def drawn(most: int) -> npt.NDArray[np.int64]:
+            n = min(len(train), most)
+            middles = (np.arange(n) + 0.5) / n * first_copies[-1]
+            return np.interp(middles, first_copies, first_pairs).astype(np.int64)
+
+        counts = sorted(count_sentences(tokenizer.decode(train.src[i]), src_lang) for i in drawn(_MOST_COUNTED))
+        lengths = train.src.lengths[drawn(_MOST_MEASURED)]
+        return cls(
+            max(counts[-math.ceil(USUAL_FRACTION * len(counts))], 1),
+            int(np.quantile(lengths, USUAL_LENGTH_QUANTILE, method="inverted_cdf")),
+        )
 
     @classmethod
     def of_manifest(cls, manifest: Mapping[str, Any]) -> Self | None:
@@ -101,6 +113,3 @@ class UsualLines:
             case {"sentences": int(sentences), "src_tokens": int(src_tokens)}:
                 return cls(max(sentences, 1), max(src_tokens, 1))
         return None
-
-    def as_json(self) -> dict[str, int]:
-        return asdict(self)

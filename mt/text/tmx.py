@@ -17,7 +17,7 @@ UNTRANSLATED = "units without both languages"  # name of skipped units in the re
 _XML_LANG = "{http://www.w3.org/XML/1998/namespace}lang"
 _CODES = frozenset(["bpt", "ept", "it", "ph", "ut"])  # their content is formatting, not text; hi contains text
 _MOST_LANGS = 20  # that a message names
-_LINE_END = re.compile(r"\s*[\r\n]\s*")
+_LINE_END = re.compile(r"(?<!\s)\s*[\r\n]\s*")  # a run of spaces is read once, not once for each of its spaces
 
 
 def read_tmx(path: Path, langs: tuple[str, str], size: int, skipped: Counter[str]) -> Iterator[Rows]:
@@ -26,6 +26,7 @@ def read_tmx(path: Path, langs: tuple[str, str], size: int, skipped: Counter[str
     Memory is that of the longest unit. Formatting codes inside of segments are left out.
 
     Args:
+        langs: twice the same reads one side alone.
         skipped: the number of units that lack one of the languages is added to it.
     Raises:
         DataError: the file is missing, damaged or not TMX, declares entities, or no unit has both languages.
@@ -39,7 +40,7 @@ def read_tmx(path: Path, langs: tuple[str, str], size: int, skipped: Counter[str
             found.update(lang for lang, _ in variants)
         texts = [_text_in(lang, variants) for lang in langs]
         if texts[0] is None or texts[1] is None:
-            skipped[UNTRANSLATED] += 1
+            skipped[UNTRANSLATED if langs[0] != langs[1] else f"units without {langs[0]}"] += 1
             continue
         src.append(texts[0])
         tgt.append(texts[1])
@@ -51,7 +52,8 @@ def read_tmx(path: Path, langs: tuple[str, str], size: int, skipped: Counter[str
     if src:
         yield src, tgt, numbers
     if n_units and not n_pairs:
-        problem = f"none of its {n_units:,} units has both {langs[0]} and {langs[1]}"
+        wanted = f"both {langs[0]} and {langs[1]}" if langs[0] != langs[1] else langs[0]
+        problem = f"none of its {n_units:,} units has {wanted}"
         raise DataError(path, f"{problem}; its languages are {', '.join(sorted(filter(None, found)))}")
 
 

@@ -152,11 +152,7 @@ class Tokenizers(NamedTuple):
 
     @classmethod
     def load(cls, paths: Sequence[Path]) -> Tokenizers:
-        """Load the tokenizers; see `Tokenizer.load`.
-
-        Args:
-            paths: as from `tokenizer_paths`.
-        """
+        """Load the files of `tokenizer_paths`; see `Tokenizer.load`."""
         return cls.of([Tokenizer.load(path) for path in paths])
 
     @classmethod
@@ -180,33 +176,25 @@ def tokenizer_paths(folder: Path) -> tuple[Path, ...]:
 class Vocabulary(NamedTuple):
     """A vocabulary of a run: the joint one, or that of one side."""
 
+    name: str  # in messages; empty for the joint one
     file_name: str
     sides: tuple[int, ...]  # 0: source, 1: target
     settings: TokenizerConfig  # its own `model` and `vocab_size`
     symbols: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """Its name in messages: empty for the joint vocabulary."""
-        return "" if len(self.sides) > 1 else ("source", "target")[self.sides[0]]
-
-    @property
-    def size_key(self) -> str:
-        """The setting that gives its size."""
-        return "tokenizer.tgt_vocab_size" if self.sides == (1,) else "tokenizer.vocab_size"
+    size_key: str  # the setting that gives its size
 
 
 def vocabularies(config: RunConfig) -> list[Vocabulary]:
     """Return the vocabularies that a config describes: one, or the source's and the target's."""
-    settings, symbols = config.tokenizer, config.symbols
+    settings, symbols, key = config.tokenizer, config.symbols, "tokenizer.vocab_size"
     if settings.joint:
-        return [Vocabulary(JOINT_FILE, (0, 1), settings, symbols)]
-    tgt_settings = replace(
-        settings, model=settings.tgt_model, vocab_size=settings.tgt_vocab_size or settings.vocab_size
-    )
-    # Tags are in front of source segments only.
-    given = (settings, symbols), (tgt_settings, settings.user_symbols)
-    return [Vocabulary(SEPARATE_FILES[side], (side,), *one) for side, one in enumerate(given)]
+        return [Vocabulary("", JOINT_FILE, (0, 1), settings, symbols, key)]
+    of_tgt = replace(settings, model=settings.tgt_model, vocab_size=settings.tgt_vocab_size or settings.vocab_size)
+    return [
+        Vocabulary("source", SEPARATE_FILES[0], (0,), settings, symbols, key),
+        # Tags are in front of source segments only.
+        Vocabulary("target", SEPARATE_FILES[1], (1,), of_tgt, settings.user_symbols, "tokenizer.tgt_vocab_size"),
+    ]
 
 
 def _read_model(path: Path, kind: type[MTError], advice: str) -> bytes:
@@ -365,7 +353,7 @@ def adopt_model(path: Path, symbols: Sequence[str]) -> bytes:
         DataError: the file is missing, damaged, or uses one piece for two purposes.
         ConfigError: a symbol is a special piece of the model.
     """
-    serialized = _read_model(path, DataError, "set tokenizer.model to a .model file written by SentencePiece")
+    serialized = _read_model(path, DataError, "give a .model file written by SentencePiece")
     model = ModelProto.FromString(serialized)
     texts = {piece.piece for piece in model.pieces if piece.type == Piece.USER_DEFINED}
     if Tokenizer(serialized)._has_our_ids and texts.issuperset(symbols):
@@ -377,7 +365,7 @@ def adopt_model(path: Path, symbols: Sequence[str]) -> bytes:
     names = (pad, unk, bos, eos)
     if len(set(names)) < len(names):
         problem = f"uses one piece for two purposes (pad {pad}, unk {unk}, bos {bos}, eos {eos})"
-        raise DataError(path, problem, "set tokenizer.model to a model with a separate piece for each")
+        raise DataError(path, problem, "give a model with a separate piece for each")
     by_text = {piece.piece: piece for piece in model.pieces}
     special = [by_text.get(name) or Piece(piece=name, score=0.0) for name in names]
     for piece in special:

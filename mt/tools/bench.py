@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from mt.config.settings import DecodeConfig, RunConfig, VocabSizes
+from mt.config.settings import DecodeConfig, RunConfig, VocabSizes, of_both_sides
 from mt.data.packing import PlanState
 from mt.decode.lines import lines_of_text
 from mt.decode.translator import Translator
 from mt.errors import ConfigError
-from mt.pipeline import prepare
+from mt.pipeline import initial_tokenizers, prepare
 from mt.run_folder import open_model
 from mt.system.device import data_sheet_flops, hardware, peak_flops, peak_memory_bytes
 from mt.system.malloc import tune_malloc
@@ -69,7 +69,7 @@ def bench_training(config: RunConfig, n_steps: int | None = None, random_data: b
         raise ConfigError("WORLD_SIZE", "mt bench measures one device", "start it without torchrun")
     corpus = None if random_data else prepare(config)
     started_at = time.perf_counter()
-    engine = engine_over(config, corpus, () if corpus is None else corpus.tokenizer_paths)
+    engine = engine_over(config, corpus)
     engine.begin()
     device, micro_batch_tokens = engine.device, engine.micro_batch_tokens
     if device.type == "cuda":
@@ -126,14 +126,11 @@ def bench_training(config: RunConfig, n_steps: int | None = None, random_data: b
     }
 
 
-def engine_over(config: RunConfig, corpus: PreparedCorpus | None, tokenizers: Sequence[Path]) -> Engine:
-    """Return an engine over a corpus, or over random sentences if it is None.
-
-    Args:
-        tokenizers: files whose vocabulary sizes are used; none: the sizes in the config.
-    """
+def engine_over(config: RunConfig, corpus: PreparedCorpus | None) -> Engine:
+    """Return an engine over a corpus, or over random sentences if it is None."""
     tune_malloc()
-    vocab_size = Tokenizers.load(tokenizers).vocab_size if tokenizers else config.tokenizer.vocab_sizes
+    paths = initial_tokenizers(config) if corpus is None else corpus.tokenizer_paths
+    vocab_size = Tokenizers.load(paths).vocab_size if paths else config.tokenizer.vocab_sizes
     if corpus is None:
         return Engine(config, random_corpus(vocab_size, config.data.max_tokens), vocab_size)
     return Engine(config, corpus.train, vocab_size, corpus_sizes=corpus.corpus_sizes)
@@ -141,7 +138,6 @@ def engine_over(config: RunConfig, corpus: PreparedCorpus | None, tokenizers: Se
 
 def random_corpus(vocab_size: VocabSizes, max_tokens: int, n_pairs: int = RANDOM_PAIRS) -> ParallelIds:
     """Return pairs of random ids with realistic lengths; the id of rank r occurs in proportion to 1 / r."""
-    sizes = (vocab_size, vocab_size) if isinstance(vocab_size, int) else vocab_size
     rng = np.random.default_rng(1)
     mean_log = math.log(MEAN_TGT_TOKENS) - LOG_LENGTH_DEVIATION**2 / 2
     tgt_lengths = rng.lognormal(mean_log, LOG_LENGTH_DEVIATION, n_pairs)
@@ -154,7 +150,7 @@ def random_corpus(vocab_size: VocabSizes, max_tokens: int, n_pairs: int = RANDOM
         ids[offsets[1:] - 1] = EOS_ID
         return Sentences(ids.astype(np.uint32), offsets)
 
-    return ParallelIds(*map(side, (src_lengths, tgt_lengths), sizes))
+    return ParallelIds(*map(side, (src_lengths, tgt_lengths), of_both_sides(vocab_size)))
 
 
 class StepTimer:

@@ -13,13 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from mt.config.settings import RunConfig, TrainConfig, parse_duration
 from mt.data.packing import PlanState
 from mt.errors import ConfigError, MTError
 from mt.model import Transformer
-from mt.pipeline import corpus_folder, initial_tokenizers
+from mt.pipeline import corpus_folder
 from mt.run_folder import RunFolder, checkpoint_step
 from mt.system.device import hardware, memory_bytes, peak_memory_bytes
 from mt.system.distributed import Ranks
@@ -64,7 +63,7 @@ def dry_run(config: RunConfig, run_dir: Path) -> str:
     folder = corpus_folder(config, RunFolder(run_dir))
     corpus = PreparedCorpus.open(folder) if folder.is_dir() else None
     _log.info("building the model")
-    engine = engine_over(config, corpus, initial_tokenizers(config) if corpus is None else corpus.tokenizer_paths)
+    engine = engine_over(config, corpus)
     _log.info(f"measuring updates on {engine.device}")
     cost, footprint = measure(engine), Footprint.of(config, engine.model.vocab_sizes)
     corpus_place = f"{folder} ({'to be prepared' if corpus is None else 'prepared'})"
@@ -155,21 +154,15 @@ def _model_lines(model: Transformer) -> list[str]:
 
 def parameters_by_part(model: Transformer) -> dict[str, int]:
     """Return the number of trainable parameters by part of the model."""
-    roles: dict[Tensor, list[str]] = {}
-    sizes: dict[Tensor, int] = {}
-    named = zip(("source", "target", "output"), model.embeddings, (*model.vocab_sizes, model.vocab_size), strict=True)
-    for role, table, vocab_size in named:
-        roles.setdefault(table.weight, []).append(role)
-        sizes[table.weight] = vocab_size
-    width = model.config.d_model
-    parts = Counter(
-        {
-            f"embedding of {', '.join(names)} ({sizes[table]:,} pieces × {width})": sizes[table] * width
-            for table, names in roles.items()
-        }
-    )
+    parts = Counter[str]()
+    for table, n in model.n_pieces.items():
+        roles = [
+            role for role, one in zip(("source", "target", "output"), model.embeddings, strict=True) if one is table
+        ]
+        parts[f"embedding of {', '.join(roles)} ({n:,} pieces × {model.config.d_model})"] = n * model.config.d_model
+    tables = {table.weight for table in model.n_pieces}
     for name, parameter in model.named_parameters():
-        if parameter not in roles:
+        if parameter not in tables:
             side, *path = name.split(".")
             inside = next((word for word in path if not word.isdigit()), "norm")
             what = "norms" if "norm" in name else inside.replace("_", " ")

@@ -110,10 +110,13 @@ class Trainer:
         self.progress.micro_batch_tokens = self.engine.micro_batch_tokens
         self.progress.micro_batch_setting = setting
         self.meter = UpdateMeter(ranks, self.progress, self.engine.optimizer.scales_loss, self.engine.peak_seconds)
-        self.usual_lines = UsualLines.of_corpus(corpus.train, self.tokenizers.src, config.src_lang)
+        weights = [one.weight for one in config.data.train]
+        self.usual_lines = UsualLines.of_corpus(
+            corpus.train, corpus.corpus_sizes, weights, self.tokenizers.src, config.src_lang
+        )
         self._manifest = {
             "vocab_size": self.tokenizers.vocab_size,
-            UsualLines.KEY: self.usual_lines.as_json(),
+            UsualLines.KEY: asdict(self.usual_lines),
             "corpus_fingerprint": corpus.fingerprint,
             "versions": versions(),
             "hardware": hardware(self.engine.device),
