@@ -84,7 +84,7 @@ def train(config: AnyConfig, overrides: Overrides = (), run_dir: AnyPath | None 
     Raises:
         MTError: data, settings or checkpoints need the user's attention.
     """
-    run_config = load_config(config, overrides)
+    run_config = load_config(config, overrides, None if run_dir is None else Path(run_dir))
     path = Path("runs", run_config.name) if run_dir is None else Path(run_dir)
     from mt.pipeline import train_run
 
@@ -139,8 +139,10 @@ def evaluate(
         that of the file without its suffix, or of the data set; it is `input` for lists and for given translations.
         `print` shows the scores.
     Raises:
-        ConfigError: an unknown metric, tokenizer or test set, too few or too many samples; `data` is wrong.
-        DataError: a text is missing, empty, or has another number of lines.
+        ConfigError: an unknown metric or test set; a tokenizer that is unknown or cannot be used; too few or too many
+            samples; one file as baseline of several test sets; `data` is wrong, or has a tag that the model does not
+            know.
+        DataError: a text is missing, unreadable, empty, or has another number of lines.
         CheckpointError: there is no model.
     """
     from mt.evaluation.command import evaluate_files, evaluate_model
@@ -177,30 +179,27 @@ def compare(
     """Compare each of several systems with each other, and find out which can be told apart.
 
     Args:
-        systems: runs, checkpoints or model folders; with `references` files of translations, or name → translations.
+        systems: runs, checkpoints or model folders; with `references` files of translations; each may have a name.
         data, sources: other text than the test sets of the models, as in `evaluate`: the models translate it, and
             systems that are not models are translations of it. Without them, `references` are only for translations.
         device, precision: translate with these; by default the stored translations of a finished run are compared.
-    Other arguments and errors are as in `evaluate`; metrics are bleu and chrf by default. Runs whose BLEU is computed
-    with different tokenizers are refused unless `tokenize` is given.
+    Other arguments and errors are as in `evaluate`; metrics are bleu and chrf by default. Runs are refused if their
+    BLEU is computed with different tokenizers and `tokenize` is not given, or if their test sets are not the same text.
     """
-    from mt.evaluation.command import compare_files, compare_models, compare_on
+    from mt.evaluation.command import compare_files, compare_models
     from mt.evaluation.findings import EvalOptions
 
     if len(systems) < 2:
         raise ConfigError("systems", f"expected two or more, got {len(systems)}")
     options = EvalOptions(metrics, confidence, None, significance, n_samples, tokenize=tokenize)
-    if references is None and data is None and sources is None:
-        if isinstance(systems, Mapping):
-            raise TypeError("compare: translations by name need references")
-        return compare_models([Path(path) for path in systems], tests, device, precision, options, n_processes)
     named = systems.items() if isinstance(systems, Mapping) else [(str(path), path) for path in systems]
     texts = [(name, _text(text)) for name, text in named]
     if references is not None and data is None and sources is None:
         return compare_files(texts, _texts(references), options, tgt_lang)
     given = _given(data, sources, references)
-    assert given is not None, "data or sources were given"
-    return compare_on(given, texts, device, precision, options, n_processes)
+    if given is None and not all(isinstance(text, Path) for _, text in texts):
+        raise TypeError("compare: translations by name need references")
+    return compare_models(texts, tests, device, precision, options, n_processes, given)
 
 
 def _given(

@@ -138,52 +138,39 @@ Tests = Annotated[list[str] | None, _option("NAME", "Score only this test set; r
 References = Annotated[
     list[Path] | None, _option("FILE", "References, one per line. Repeat for several references.", "--ref")
 ]
-Src = Annotated[Path | None, _option("FILE", "Source text, one segment per line.", "--src")]
+Src = Annotated[Path | None, _option("FILE", "Source text, one segment per line.")]
 File = Annotated[
     str | None,
-    _option("FILE", "Translate and score this file with both sides: .tsv, .csv, .jsonl, .tmx, .parquet.", "--file"),
+    _option("FILE", "Translate and score this file with both sides: .tsv, .csv, .jsonl, .tmx, .parquet."),
 ]
 Sacrebleu = Annotated[
-    str | None, _option("NAME", "Translate and score this test set of sacreBLEU, such as wmt14/full.", "--sacrebleu")
+    str | None, _option("NAME", "Translate and score this test set of sacreBLEU, such as wmt14/full.")
 ]
 Data = Annotated[
     str | None,
-    _option(
-        "ENTRY",
-        "Translate and score any corpus, as in a config: '{file: x.tsv, src_column: 2, tgt_column: 3}'.",
-        "--data",
-    ),
+    _option("ENTRY", "Translate and score a corpus as in a config: '{file: x.tsv, src_column: 2, tgt_column: 3}'."),
 ]
 TgtLang = Annotated[str | None, _option("LANG", "Language of the translations, for the tokenizer of BLEU.")]
 Tokenize = Annotated[
-    str | None,
-    _option(
-        "NAME", "Tokenizer of BLEU, as in sacreBLEU. Default: that of the run, or of the language (13a if not given)."
-    ),
+    str | None, _option("NAME", "Tokenizer of BLEU, as in sacreBLEU. Default: of the run, or by the language, or 13a.")
 ]
-Metrics = Annotated[
-    list[str] | None,
-    _option(
-        "NAME", "bleu, chrf, chrf++, bleu-lc, ter, bleu-2017 or all; repeatable. Default: the first four.", "--metric"
-    ),
-]
-ComparedMetrics = Annotated[list[str] | None, _option("NAME", "As in mt eval. Default: bleu and chrf.", "--metric")]
+METRICS = "bleu, chrf, chrf++, bleu-lc, ter, bleu-2017 or all; repeatable. Default: the first"
+Metrics = Annotated[list[str] | None, _option("NAME", f"{METRICS} four.", "--metric")]
+ComparedMetrics = Annotated[list[str] | None, _option("NAME", f"{METRICS} two.", "--metric")]
 Confidence = Annotated[bool, _option(None, "Add 95% bootstrap confidence intervals.", "--confidence")]
 Significance = Annotated[Literal["randomisation", "bootstrap"], typer.Option(help="Significance test for differences.")]
 Samples = Annotated[
     int | None, _option("N", "Samples drawn. Default: 1,000 for bootstrap, 10,000 for randomisation.", "--samples")
 ]
-
-
 SrcColumn = Annotated[
     str | None, _option("NAME|N", "The column of a table with the source. Default: the one named after the language.")
 ]
 Overwrite = Annotated[bool, _option(None, "Replace outputs that exist.", "--overwrite")]
 
 
-def _print(*texts: object, end: str = "\n", flush: bool = False) -> None:
+def _print(text: object, end: str = "\n", flush: bool = False) -> None:
     """Print results for people, or as JSON, without control characters from the files they are about."""
-    print(printable(" ".join(map(str, texts))), end=end, flush=flush)
+    print(printable(str(text)), end=end, flush=flush)
 
 
 def _print_version(is_asked: bool) -> None:
@@ -219,7 +206,7 @@ def train(
 
     Prepares the data, trains, averages checkpoints and evaluates. Run it again to continue a training that was stopped.
     """
-    run_config = _config(config, overrides)
+    run_config = _config(config, overrides, run_dir)
     run_dir = run_dir or Path("runs") / run_config.name
     if is_dry_run:
         # Before the imports below, which take seconds.
@@ -256,7 +243,7 @@ def examine_data(
     Reads a sample of the data, takes seconds, writes nothing. The exit status is 2 if preparing or training would fail.
     More: mt docs doctor
     """
-    run_config = _config(config, overrides)
+    run_config = _config(config, overrides, run_dir)
     _log.info(f"{run_config.name}: checking a sample of each corpus")
     from mt.tools.doctor import diagnosis_json, diagnosis_text, examine
 
@@ -424,7 +411,7 @@ def translate(
 def score(
     context: typer.Context,
     model: Model,
-    src: Annotated[Path | None, _option("FILE", "Source text, one segment per line.")] = None,
+    src: Src = None,
     tgt: Annotated[Path | None, _option("FILE", "Translations, one per line of the source.")] = None,
     file: Annotated[
         Path | None,
@@ -906,10 +893,10 @@ def _named_as_options() -> Iterator[None]:
         raise error.renamed(option_of) from None
 
 
-def _config(path_or_name: str, overrides: list[str] | None) -> RunConfig:
+def _config(path_or_name: str, overrides: list[str] | None, run_dir: Path | None = None) -> RunConfig:
     from mt.config.loading import load_config
 
-    return load_config(path_or_name, overrides or [])
+    return load_config(path_or_name, overrides or [], run_dir)
 
 
 def _given_options(context: typer.Context) -> dict[str, Any]:
@@ -937,9 +924,10 @@ def _given_corpus(context: typer.Context, is_ref_enough: bool = False) -> Corpus
         ConfigError: options contradict each other, or --data is wrong.
     """
     from mt.config.loading import load_corpus
+    from mt.config.settings import SacrebleuSet, Table
 
     given = _given_options(context)
-    found = [option for option in ("--src", "--ref", "--file", "--sacrebleu", "--data") if given.get(option)]
+    found = [option for option in ("--src", "--ref", "--file", "--sacrebleu", "--data") if option in given]
     pair = [option for option in found if option in ("--src", "--ref")]
     if found[len(pair) :] and len(found) > 1:
         raise ConfigError(found[-1], f"cannot be combined with {found[0]}", "give one text")
@@ -950,8 +938,10 @@ def _given_corpus(context: typer.Context, is_ref_enough: bool = False) -> Corpus
         _refuse(context, ["--test"], f"cannot be combined with {found[0]}", "remove one of them")
     if not found or pair:
         return None
-    option = found[0]
-    return load_corpus(given[option] if option == "--data" else {option.lstrip("-"): given[option]}, option)
+    if found == ["--data"]:
+        return load_corpus(given["--data"], "--data")
+    with _named_as_options():
+        return Table(file=given["--file"]) if found == ["--file"] else SacrebleuSet(sacrebleu=given["--sacrebleu"])
 
 
 def _search_changes(context: typer.Context) -> dict[str, Any]:

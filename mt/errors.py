@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +23,13 @@ def statement(place: str, problem: str) -> str:
 def with_fix(problem: str, fix: str) -> str:
     """Return a statement, followed by a sentence that says what to do."""
     return f"{problem}. {fix[0].upper()}{fix[1:]}{'' if fix.endswith('?') else '.'}" if fix else problem
+
+
+def suggestion(name: str, known: Collection[str], otherwise: str = "") -> str:
+    """Return the fix for an unknown name: the most similar known one, or else `otherwise`, by default all of them."""
+    if close := difflib.get_close_matches(name, known, n=1):
+        return f"did you mean {close[0]}?"
+    return otherwise or f"choose from {', '.join(known)}"
 
 
 class MTError(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections import Counter
+from collections.abc import Container
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mt.checkpoint import ModelFolder, average_weights, save_model_folder
-from mt.config.loading import as_yaml, config_differences, dump_config, is_changeable, load_config
+from mt.config.loading import as_yaml, config_differences, dump_config, is_changeable
 from mt.config.settings import BleuTokenizer, RunConfig
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.evaluation.findings import EvalOptions, evaluate
@@ -41,7 +41,7 @@ from mt.units import format_count, format_duration
 
 _log = logging.getLogger(__name__)
 
-_PATH_OF_TEXT = re.compile(r"data\.(train\.\d+|valid|test\.[^.]+)\.(src|tgt|file|dataset)(\.\d+)?")
+_PATH_OF_TEXT = re.compile(r"data\.(train\.\d+|valid|test\..+)\.(src|tgt|file|dataset)(\.\d+)?")
 
 AVERAGE_TOLERANCE = 1.0  # BLEU or chrF2 on the validation set by which an average may be worse than the best checkpoint
 
@@ -61,7 +61,7 @@ def train_run(config: RunConfig, run_dir: Path) -> None:
     with ExitStack() as held:  # rank 0 holds the run folder until the report is written
         with process_group(ranks, partial(_begin_run, config, run, held)) as folder:
             if ranks.is_first:
-                config = replace(config, eval=load_config(str(run.config)).eval)  # as resolved at the run's first start
+                config = replace(config, eval=run.read_config().eval)  # as resolved at the run's first start
             corpus = _shared_corpus(Path(folder), ranks)
             progress = train(config, corpus, run_dir, ranks)
         if not ranks.is_first:
@@ -95,7 +95,7 @@ def _with_bleu_tokenizer(config: RunConfig, run: RunFolder) -> RunConfig:
     """
     setting = config.eval.bleu_tokenize
     if setting == "auto" and run.has_work:
-        setting = load_config(str(run.config), is_stored=True).eval.bleu_tokenize
+        setting = run.read_config().eval.bleu_tokenize
     tokenize = cast("BleuTokenizer", chosen_tokenizer(setting, config.tgt_lang))
     return replace(config, eval=replace(config.eval, bleu_tokenize=tokenize))
 
@@ -148,10 +148,9 @@ def corpus_folder(config: RunConfig, run: RunFolder) -> Path:
         DataError: text is missing, or both text and prepared corpus differ from those at the start of the run.
     """
     record = run.read_record()
-    has_work = record is not None and run.has_work
-    if has_work:
-        _check_changes(config, run, but_paths=True)
     at_start = None if record is None else Path(config.data.prepared_dir, record["corpus_fingerprint"])
+    if at_start is not None and run.has_work:
+        _check_changes(config, run, but_paths=True)
     try:
         at_first = config_of_corpus(config, run)
         prepared = Path(config.data.prepared_dir, corpus_fingerprint(at_first, initial_tokenizers(config)))
@@ -160,10 +159,9 @@ def corpus_folder(config: RunConfig, run: RunFolder) -> Path:
         if at_start and at_start.is_dir() and not _changed_settings(config, run):
             return at_start
         raise
-    if has_work and prepared != at_start:
-        _check_changes(config, run)
     if at_start is None or at_start == prepared or not run.has_work:
         return prepared
+    _check_changes(config, run)
     if not at_start.is_dir():
         problem = f"the run's prepared corpus {at_start} does not exist any more, and its text has changed"
         raise DataError(run.path, problem, "restore one of them, or start over with another --run-dir")
@@ -188,14 +186,12 @@ def config_of_corpus(config: RunConfig, run: RunFolder) -> RunConfig:
     """Return the config without the test sets that were added to the run after its corpus was prepared."""
     if not (run.has_work and run.config.is_file()):
         return config
-    known = load_config(str(run.config), is_stored=True).data.test.keys() - _added_tests(run).keys()
-    test = {name: corpus for name, corpus in config.data.test.items() if name in known}
+    return _with_tests(config, run.read_config().data.test.keys() - run.added_tests.keys())
+
+
+def _with_tests(config: RunConfig, names: Container[str]) -> RunConfig:
+    test = {name: corpus for name, corpus in config.data.test.items() if name in names}
     return replace(config, data=replace(config.data, test=test))
-
-
-def _added_tests(run: RunFolder) -> dict[str, Any]:
-    found: dict[str, Any] = (run.read_record() or {}).get(ADDED_TESTS, {})
-    return found
 
 
 def _add_tests(config: RunConfig, at_first: RunConfig, corpus: PreparedCorpus, run: RunFolder) -> dict[str, Any]:
@@ -207,7 +203,7 @@ def _add_tests(config: RunConfig, at_first: RunConfig, corpus: PreparedCorpus, r
         ConfigError: the tokenizer does not know the tag of a test set.
         DataError: a test set is missing, unreadable or empty.
     """
-    known, readers, facts = _added_tests(run), readers_of(config), dict[str, Any]()
+    known, readers, facts = run.added_tests, readers_of(config), dict[str, Any]()
     new: dict[str, list[SentencePair]] = {}
     for name in [name for name in config.data.test if name not in at_first.data.test]:
         reader, tag = readers[f"data.test.{name}"], config.data.test[name].tag
@@ -218,13 +214,13 @@ def _add_tests(config: RunConfig, at_first: RunConfig, corpus: PreparedCorpus, r
         try:
             fingerprint = [reader.fingerprint(), tag]
         except DataError:
-            if not has_copy or load_config(str(run.config), is_stored=True).data.test.get(name) != reader.corpus:
+            if not has_copy or run.read_config().data.test.get(name) != reader.corpus:
                 raise
             fingerprint = known[name]["fingerprint"]
         if has_copy and known[name]["fingerprint"] == fingerprint:
             facts[name] = known[name]
         else:
-            new[name] = held_out_pairs(reader, Counter())
+            new[name] = held_out_pairs(reader)
             source = reader.description
             facts[name] = {"source": source, "pairs": len(new[name]), "fingerprint": fingerprint}
     for name, n in (n_in_training(at_first, corpus, new) if new else {}).items():
@@ -249,14 +245,13 @@ def _changed_settings(config: RunConfig, run: RunFolder, *, but_paths: bool = Fa
     if not run.config.is_file():
         fix = "restore it (each checkpoint has a copy), or start over with another --run-dir"
         raise CheckpointError(run.config, "is missing, so the settings of this run are not known", fix)
-    before = load_config(str(run.config), is_stored=True)
-    tests = config_of_corpus(before, run).data.test
-    removed = [f"the test set {name} was removed" for name in tests if name not in config.data.test]
-    fixed = tuple(f"data.test.{name}." for name in tests if name in config.data.test)
-    return removed + [
+    before = config_of_corpus(run.read_config(), run)
+    known, tests = before.data.test, config.data.test
+    differences = config_differences(_with_tests(before, tests), _with_tests(config, known))
+    return [f"the test set {name} was removed" for name in known if name not in tests] + [
         f"{key} was {as_yaml(value)} and is now {as_yaml(now)}"
-        for key, (value, now) in config_differences(before, config).items()
-        if (not is_changeable(key) or key.startswith(fixed))
+        for key, (value, now) in differences.items()
+        if (not is_changeable(key) or key.startswith("data.test."))
         and not (but_paths and _PATH_OF_TEXT.fullmatch(key))
         # auto means the tokenizer that the run has; before, it is of a run that an earlier version started.
         and not (key == "eval.bleu_tokenize" and "auto" in (value, now))
@@ -272,9 +267,9 @@ def _check_changes(config: RunConfig, run: RunFolder, *, but_paths: bool = False
 
 def _record_start(config: RunConfig, corpus: PreparedCorpus, run: RunFolder, added_tests: dict[str, Any]) -> None:
     """Write the config and the run's record; add an entry for this start."""
-    record = run.read_record() or {"name": config.name, "corpus_fingerprint": None, "starts": []}
-    record[ADDED_TESTS] = added_tests
-    record["corpus_fingerprint"] = corpus.fingerprint  # may differ from that of earlier starts without a checkpoint
+    record = run.read_record() or {"name": config.name, "starts": []}
+    # The corpus may differ from that of earlier starts without a checkpoint.
+    record |= {"corpus_fingerprint": corpus.fingerprint, ADDED_TESTS: added_tests}
     start = {
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
@@ -333,8 +328,7 @@ def _evaluate_run(config: RunConfig, corpus: PreparedCorpus, run: RunFolder, pro
         sets, config.name, EvalOptions(has_analysis=True), artifacts.count_words, artifacts.overlap_warnings(sets)
     )
     facts |= artifacts.facts(config.train.device, config.train.precision)
-    facts |= {"translations": checksums, "valid": score_corpus(valid)}
-    report = found.model_copy(update=facts)
+    report = found.model_copy(update=facts | {"translations": checksums, "valid": score_corpus(valid)})
     report = report.model_copy(update={"notes": _notes(report)})
     write_report(report, run.path)
     return report

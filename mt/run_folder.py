@@ -14,7 +14,7 @@ from typing import Any, Literal, NoReturn
 from pydantic import Field, ValidationError
 
 from mt.checkpoint import MANIFEST, WEIGHTS, ModelFolder
-from mt.config.loading import as_yaml
+from mt.config.loading import as_yaml, load_config
 from mt.config.settings import RunConfig, TrainConfig
 from mt.errors import CheckpointError, ConfigError, MTError
 from mt.report.facts import Facts
@@ -34,11 +34,19 @@ class _Start(Facts):
     hardware: dict[str, Any] = Field({})
 
 
+class _AddedTest(Facts):
+    source: str
+    pairs: int
+    fingerprint: list[str | None]  # of the text, and the tag
+    in_training: int  # pairs with a side in the training text
+
+
 class _Record(Facts):
     """The entries of run.json that are read."""
 
-    corpus_fingerprint: str | None
+    corpus_fingerprint: str
     starts: list[_Start]
+    added_tests: dict[str, _AddedTest] = Field({})
 
 
 class _Ranked(Facts):
@@ -107,6 +115,16 @@ class RunFolder:
             fix = "restore it from a copy, or start over with another --run-dir"
             raise CheckpointError(self.record, f"is damaged ({reason})", fix) from error
         return record
+
+    def read_config(self) -> RunConfig:
+        """Read the settings of the last start."""
+        return load_config(str(self.config), is_stored=True)
+
+    @property
+    def added_tests(self) -> dict[str, Any]:
+        """The facts about the test sets that were added after the corpus was prepared, by name."""
+        found: dict[str, Any] = (self.read_record() or {}).get(ADDED_TESTS, {})
+        return found
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 from pathlib import Path
 
-from mt.errors import ConfigError
+from mt.errors import ConfigError, suggestion
 from mt.system.files import explained_writes, whole_file
 
 DEMO_CORPUS = Path("data/demo")
@@ -67,9 +66,7 @@ def print_page(name: str) -> None:
     pages = documentation()
     stem = Path(name).stem
     if stem not in pages:
-        close = difflib.get_close_matches(stem, pages, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(pages)}"
-        raise ConfigError("PAGE", f"there is no page {name}", hint)
+        raise ConfigError("PAGE", f"there is no page {name}", suggestion(stem, pages))
     text = pages[stem].read_text(encoding="utf-8")
     if not sys.stdout.isatty():
         print(text, end="")

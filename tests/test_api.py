@@ -292,6 +292,11 @@ def test_a_model_is_scored_and_compared_on_any_text(folder: Path):
     found = mt.compare({"model": folder / "runs/toy", "references": tgt}, sources=src, references=tgt, **options)
     assert found.test_sets["input"].metrics[0].scores[0].score == lines.test_sets["input"].scores[0].score
     assert found.test_sets["input"].metrics[0].scores[1].score == pytest.approx(100)
+    assert [system.name for system in found.systems] == ["model", "references"]
+    with pytest.raises(
+        mt.DataError, match=r"^other has 1 lines and the test set input has 6\. Give translations of the"
+    ):
+        mt.compare({"model": folder / "runs/toy", "other": ["x"]}, sources=src, references=tgt, **options)
     with pytest.raises(TypeError, match="expected sources and references, or data without them"):
         mt.evaluate(folder / "runs/toy", references=tgt)
     with pytest.raises(mt.ConfigError, match=r"^data: expected one kind of corpus, with the keys"):
@@ -306,5 +311,8 @@ def test_systems_are_compared_by_their_names(folder: Path, tmp_path: Path):
     assert repr(found).startswith("<Comparison of a and b: input: ")
     models = mt.compare([folder / "runs/toy", folder / "runs/toy/model"], metrics=["bleu"], n_samples=100)
     assert models.test_sets["held_out"].n_lines == 20
+    named = mt.compare({"a": folder / "runs/toy", "b": folder / "runs/toy/model"}, metrics=["bleu"], n_samples=100)
+    assert [system.name for system in named.systems] == ["a", "b"]
+    assert named.test_sets["held_out"].ranking == models.test_sets["held_out"].ranking
     with pytest.raises(mt.ConfigError, match="systems: expected two or more, got 1"):
         mt.compare({"a": HYPOTHESES}, references=REFERENCES)

@@ -1326,7 +1326,7 @@ def test_the_baseline_of_a_model_is_a_run_or_a_file_of_one_test_set(run: Run):
     assert run(*given, "three", "--test", "wmt") == (
         2,
         "",
-        "error: three has 3 lines and the test set wmt has 2. Give a baseline that translates the same text.\n",
+        "error: three has 3 lines and the test set wmt has 2. Give translations of the same text.\n",
     )
     for baseline in ("old", "old/translations/wmt.txt"):
         status, stdout, _ = run(*given, baseline, "--test", "wmt")
@@ -1373,10 +1373,13 @@ def test_a_model_is_scored_on_any_text_under_the_name_of_its_file(run: Run, monk
             "three has 3 lines and two has 2, but both files need the same number of lines",
         ),
         (["--file", "empty.tsv"], "empty.tsv has no sentence pairs, expected at least one"),
+        (["--file", ""], "--file: expected a path or a list of paths, got ''"),
+        (["--sacrebleu", ""], "sacreBLEU test set is not known. Run `sacrebleu --list` to see all names."),
+        (["--data", ""], "--data: expected a corpus such as {src: FILE, tgt: FILE}, got null"),
         (["--data", "{file: t.tsv, tag: <x>}"], "data.tag: m does not know <x>. Remove the tag."),
         (
             ["--file", "t.tsv", "--baseline", "three"],
-            "three has 3 lines and the test set t has 1. Give a baseline that translates the same text.",
+            "three has 3 lines and the test set t has 1. Give translations of the same text.",
         ),
         (
             ["--file", "t.tsv", "--baseline", "folder"],
@@ -1418,6 +1421,7 @@ def test_models_and_translations_are_compared_on_any_text(run: Run, saved: Calla
         None
     ]
     assert all(key.startswith("data.test.") for key in found["differences"])
+    assert {values[2] for values in found["differences"].values()} == {""}
     src, ref = write_lines("t.en", ["a", "b"]), write_lines("t.de", TEXT)
     assert json.loads(run("compare", "m", "old", other, "--src", src, "--ref", ref, *given)[1]) == found
 

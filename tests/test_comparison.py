@@ -15,6 +15,7 @@ import pytest
 
 from mt.cli import app
 from mt.config.settings import TokenizerConfig
+from mt.errors import ConfigError
 from mt.evaluation.comparison import System, compare_systems, setting_differences, significance_groups
 from mt.evaluation.findings import EvalOptions
 from mt.evaluation.report_files import write_report
@@ -336,6 +337,13 @@ def test_changed_saved_translations_are_not_used(
     assert "No difference at p < 0.05 between copy and " in out
 
 
+def test_a_metric_that_cannot_be_computed_is_refused_before_any_test(monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("sacremoses")
+    monkeypatch.setattr("mt.evaluation.comparison.compare_rows", None)
+    with pytest.raises(ConfigError, match=r"^tgt_lang is needed by bleu-2017"):
+        facts_of(systems(good=GOOD, bad=BAD), metrics=["bleu", "bleu-2017"])
+
+
 def test_models_must_have_the_same_test_set(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
@@ -358,7 +366,7 @@ def test_models_must_have_the_same_test_set(
     )
     assert refused(long, "wmt", "none") == (
         f"error: these models have no test set in common ({long} has held_out; wmt has wmt; none has none). "
-        "Choose models with a common test set.\n"
+        "Choose models with a common test set, or give other text, such as --src FILE --ref FILE.\n"
     )
     assert refused(long, "wmt", "--test", "wmt") == (f"error: --test: {long} has no test set wmt. It has held_out.\n")
     assert refused("none", long, "--test", "wmt") == (

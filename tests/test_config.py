@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -410,3 +411,13 @@ def test_with_init_from_the_shape_that_is_not_given_is_that_of_the_model() -> No
     # An unreadable config is an error later, which names the model.
     Path("general/config.yaml").write_text("name: 7", "utf-8")
     assert load(MINIMAL, start).model == load(MINIMAL, "train.init_from=nowhere").model == ModelConfig()
+    # A run that has started keeps the shape when the model is gone.
+    for run_dir in (None, Path("elsewhere")):
+        started = run_dir or Path("runs", general.name)
+        started.mkdir(parents=True)
+        (started / "config.yaml").write_text(dump_config(general), "utf-8")
+        path = Path("x.yaml")
+        path.write_text(MINIMAL, "utf-8")
+        found = load_config(path, [start, "model.dropout=0.2"], run_dir)
+        assert found.model == dataclasses.replace(general.model, dropout=0.2)
+        shutil.rmtree(started)

@@ -340,6 +340,10 @@ def test_a_sacrebleu_test_set_is_read_from_its_files(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sacrebleu.utils, "get_source_file", lambda name, langpair: src)
     monkeypatch.setattr(sacrebleu.utils, "get_reference_files", lambda name, langpair: [ref, other])
     assert read(sacrebleu="wmt14/full") == [("one", "eins", 1)]
+    # A test set for en-de is that for other codes of these languages, too.
+    reader = reader_of(SacrebleuSet(sacrebleu="wmt14/full"), ("eng_Latn", "de-AT"), "test")
+    assert list(reader.pairs()) == [("one", "eins", 1)]
+    assert list(reader_of(SacrebleuSet(sacrebleu="wmt22"), ("en", "zh-Hans"), "test").pairs()) == [("one", "eins", 1)]
 
 
 def test_the_error_for_an_unknown_sacrebleu_set_or_direction_lists_alternatives() -> None:

@@ -192,6 +192,10 @@ def test_a_test_set_is_added_to_a_finished_run_and_removed_again(run: tuple[RunC
     found = evaluate_model(run_dir, ["new"], "auto", "auto", EvalOptions(["bleu"]))
     assert found.test_sets["new"].scores[0].score == report["test_sets"]["new"]["scores"][0]["score"]
     assert found.warnings["new"][0].startswith(problem)
+    copy = run_dir / "tests/new.jsonl"
+    copy.write_text(copy.read_text("utf-8")[:-9], "utf-8")
+    with pytest.raises(DataError, match=r"new.jsonl is damaged. Delete it, then run mt train again to copy the text"):
+        evaluate_model(run_dir, ["new"], "auto", "auto", EvalOptions(["bleu"]))
     train_run(config, run_dir)
     assert report_of(run_dir)["test_sets"] == before["test_sets"]
     assert {path.name for path in (run_dir / "translations").iterdir()} == {"held_out.txt", "valid.txt"}
@@ -234,6 +238,17 @@ def test_a_started_run_keeps_its_test_sets_and_may_change_those_that_were_added(
     assert report_of(tmp_path / "run")["test_sets"]["held_out"]["n_lines"] == 20
 
 
+def test_the_name_of_an_added_test_set_may_begin_with_that_of_another(run: tuple[RunConfig, Path], tmp_path: Path):
+    config, run_dir = run
+    for n in (3, 2):
+        files = [
+            str(write_lines(tmp_path / f"{n}.{lang}", text)) for lang, text in zip("ab", toy_text(n, 9), strict=True)
+        ]
+        tests = {**config.data.test, "held_out.2": {"src": files[0], "tgt": files[1]}}
+        train_run(replace(config, data=replace(config.data, test=tests)), run_dir)
+        assert report_of(run_dir)["test_sets"]["held_out.2"]["n_lines"] == n
+
+
 def test_other_commands_know_an_added_test_set(finished: tuple[RunConfig, Path], tmp_path: Path):
     config, run_dir = finished
     files = write_lines(tmp_path / "a", ["x"]), write_lines(tmp_path / "b", ["y"])
@@ -261,8 +276,7 @@ def test_a_baseline_translates_another_text_and_files_must_fit(
     with pytest.raises(DataError) as caught:
         evaluate_model(run_dir, [], "auto", "auto", EvalOptions(["bleu"], baseline=tmp_path / "short"))
     assert str(caught.value) == (
-        f"{tmp_path / 'short'} has 1 lines and the test set held_out has 20. Give a baseline that "
-        "translates the same text."
+        f"{tmp_path / 'short'} has 1 lines and the test set held_out has 20. Give translations of the same text."
     )
     assert capsys.readouterr().err == ""
     # For a file, the test set of the baseline run with the same references is used.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mt.config.loading import load_config
+from mt.config.loading import dump_config, load_config
 from mt.config.settings import RunConfig
 from mt.errors import ConfigError, DataError
 from mt.text.corpora import readers_of
@@ -156,6 +156,20 @@ def test_the_error_names_both_folders() -> None:
     with pytest.raises(DataError) as caught:
         readers_of(found)["data.train.0"].check()
     assert str(caught.value) == f"a.tsv: no such file (looked for in {Path.cwd()} and {Path.cwd() / 'conf'})"
+
+
+def test_the_text_of_a_started_run_keeps_its_folder_when_it_is_gone() -> None:
+    config("{file: a.tsv}", "conf")
+    write("conf/a.tsv", "one\teins\n")
+    started = load_config("conf/c.yaml")
+    Path("runs/a").mkdir(parents=True)
+    write("runs/a/config.yaml", dump_config(started))
+    Path("conf/a.tsv").unlink()
+    found = load_config("conf/c.yaml", ["data.valid.src=new.en"])
+    assert found.data.train == started.data.train
+    assert found.data.valid.files == ("new.en", "valid.de")
+    assert found.folder == "conf"
+    assert load_config("conf/c.yaml", run_dir=Path("runs/b")).data.train[0].files == ("a.tsv",)
 
 
 def test_the_folder_of_a_stored_config_is_not_searched() -> None:

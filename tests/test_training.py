@@ -15,9 +15,12 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+import yaml
 
+from mt import api
 from mt.api import TrainedRun
 from mt.checkpoint import ModelFolder
+from mt.config.loading import dump_config
 from mt.config.settings import RunConfig, TextFiles, TrainConfig
 from mt.data.packing import PlanState
 from mt.errors import DataError, MTError, TrainingError
@@ -550,6 +553,14 @@ def test_fine_tuning_starts_from_the_weights_and_the_tokenizer_of_a_model(tmp_pa
     shutil.rmtree(tmp_path / "first")
     train_run(with_train(special, max_steps=2), tmp_path / "second")
     assert RunFolder(tmp_path / "second").checkpoints()[-1] == RunFolder(tmp_path / "second").checkpoint(2)
+    # Neither does it need the text, nor a config that gives the shape of the model.
+    config = tmp_path / "special" / "config.yaml"
+    tree = yaml.safe_load(dump_config(with_train(special, max_steps=3)))
+    del tree["model"]
+    config.write_text(yaml.safe_dump(tree), "utf-8")
+    (tmp_path / "special" / "train.en").unlink()
+    api.train(config, run_dir=tmp_path / "second")
+    assert RunFolder(tmp_path / "second").checkpoints()[-1] == RunFolder(tmp_path / "second").checkpoint(3)
 
 
 def test_fine_tuning_needs_a_model_of_the_same_shape(tmp_path: Path) -> None:

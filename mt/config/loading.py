@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import difflib
@@ -31,6 +32,8 @@ from mt.config.validation import (
 from mt.errors import ConfigError
 from mt.shipped import shipped_folder
 
+_STORED = "config.yaml"  # in the folder of a run or of a model
+
 # A path, the name of a config that ships with mt, settings nested as in the YAML, or a config.
 AnyConfig: TypeAlias = str | PathLike[str] | Mapping[str, Any] | RunConfig
 AnyCorpus: TypeAlias = Mapping[str, Any] | Corpus  # an entry of `data` as in the YAML, or a corpus
@@ -38,18 +41,23 @@ AnyCorpus: TypeAlias = Mapping[str, Any] | Corpus  # an entry of `data` as in th
 Overrides: TypeAlias = Mapping[str, Any] | Sequence[str]
 
 
-def load_config(config: AnyConfig, overrides: Overrides = (), *, is_stored: bool = False) -> RunConfig:
+def load_config(
+    config: AnyConfig, overrides: Overrides = (), run_dir: Path | None = None, *, is_stored: bool = False
+) -> RunConfig:
     """Return a config with the overrides applied in order.
 
     Paths in a file are relative to the current folder. One that does not exist there but in the file's folder gets that
     folder in front. With `train.init_from`, settings of the model's shape (and tokenizer.joint) that are not given are
-    those of the model in that folder.
+    those of the model in that folder, or, if it is gone, of the run.
 
     Args:
+        run_dir: the run's folder; runs/NAME by default.
         is_stored: the config is that of a run or of a model, whose paths are relative to the current folder only.
     Raises:
         ConfigError: the place of the error begins with the file, or with the override that caused it.
     """
+    if isinstance(config, RunConfig) and not overrides:
+        return config
     where, folder, tree = "config", "", _plain(config)
     if is_file := isinstance(tree, str):
         path = find_config(tree)
@@ -73,7 +81,8 @@ def load_config(config: AnyConfig, overrides: Overrides = (), *, is_stored: bool
         found = config_error(error, RunConfig, is_yaml=is_file)
         raise _blamed(found, where, [(place, key) for place, key, _ in changes]) from None
     if not is_stored:
-        run = _with_initial_shape(run, tree)
+        started = Path(run_dir or Path("runs", run.name), _STORED)
+        run = _with_known_paths(_with_initial_shape(run, tree, started), folder, started)
     object.__setattr__(run, "folder", folder)
     return run
 
@@ -93,22 +102,33 @@ def load_corpus(corpus: AnyCorpus | str, where: str = "data") -> Corpus:
     return found
 
 
-def _with_initial_shape(config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
-    """Take what is not given of the model's shape from the config in `train.init_from`, if that can be read.
+def _with_initial_shape(config: RunConfig, given: Mapping[str, Any], started: Path) -> RunConfig:
+    """Take what is not given of the model's shape from the config in `train.init_from`, or else from that of the run.
 
     Args:
         given: the config as the user wrote it.
+        started: the config of the run.
     """
-    if config.train.init_from is None or not (path := Path(config.train.init_from, "config.yaml")).is_file():
-        return config
-    try:
-        initial = load_config(str(path), is_stored=True)
-        names = {key.removeprefix("model.") for key in initial.model.shape} - (given.get("model") or {}).keys()
-        model = dataclasses.replace(config.model, **{name: getattr(initial.model, name) for name in names})
-        joint = config.tokenizer.joint if "joint" in (given.get("tokenizer") or {}) else initial.tokenizer.joint
-        return dataclasses.replace(config, model=model, tokenizer=dataclasses.replace(config.tokenizer, joint=joint))
-    except ConfigError:
-        return config  # the check against the model itself names what is wrong
+    for path in () if config.train.init_from is None else (Path(config.train.init_from, _STORED), started):
+        with contextlib.suppress(ConfigError):  # the check against the model itself names what is wrong
+            initial = load_config(str(path), is_stored=True)
+            names = {key.removeprefix("model.") for key in initial.model.shape} - (given.get("model") or {}).keys()
+            model = dataclasses.replace(config.model, **{name: getattr(initial.model, name) for name in names})
+            joint = config.tokenizer.joint if "joint" in (given.get("tokenizer") or {}) else initial.tokenizer.joint
+            tokenizer = dataclasses.replace(config.tokenizer, joint=joint)
+            return dataclasses.replace(config, model=model, tokenizer=tokenizer)
+    return config
+
+
+def _with_known_paths(config: RunConfig, folder: str, started: Path) -> RunConfig:
+    """Put the folder in front of paths that had it when the run was started, and whose files are gone."""
+    if folder:
+        with contextlib.suppress(ConfigError):  # the run is not started
+            before = settings_of(load_config(str(started), is_stored=True))
+            texts = {key: value for key, value in settings_of(config).items() if isinstance(value, str)}
+            there = {key: os.path.join(folder, value) for key, value in texts.items()}
+            return load_config(config, {key: path for key, path in there.items() if path == before.get(key)})
+    return config
 
 
 def dump_config(config: RunConfig) -> str:

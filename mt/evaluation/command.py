@@ -1,4 +1,4 @@
-"""The commands `mt eval` and `mt compare`: evaluation of files, runs and models."""
+"""The commands `mt eval` and `mt compare`: evaluation of files, runs and models. For the errors, see `mt.api`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from mt.evaluation.findings import EvalOptions, Text, evaluate
 from mt.evaluation.scores import TranslatedSet
 from mt.evaluation.tokenization import chosen_tokenizer
 from mt.report.facts import Evaluation, SystemComparison
-from mt.text.corpora import SentencePair, different_counts, reader_of
-from mt.text.corpus import with_tag, without_tag
+from mt.text.corpora import SentencePair, different_counts
+from mt.text.corpus import without_tag
 from mt.text.files import COMPRESSIONS, read_line_chunks
 
 if TYPE_CHECKING:  # scoring files does not import torch
@@ -40,9 +40,6 @@ def evaluate_files(
 
     Args:
         tgt_lang: None if it is not known; BLEU then has the tokenizer 13a.
-    Raises:
-        DataError: a file is missing, empty, unreadable, or differs from the first reference in its number of lines.
-        ConfigError: an unknown metric, or too few or too many samples; the tokenizer cannot be used.
     """
     tokenize = chosen_tokenizer(options.tokenize or "auto", tgt_lang)
     reference = _read_lines(refs[0])
@@ -62,36 +59,34 @@ def evaluate_model(
     n_processes: int | None = None,
     given: GivenText | None = None,
 ) -> Evaluation:
-    """Evaluate a model on its test sets, or on those given; for a report, add its training, data and settings.
+    """Evaluate a model on its test sets, or on other text; for a report, add its training, data and settings.
 
     Args:
         tests: names of test sets of the model; if there are none, all of them.
         n_processes: as in `Translator.load`.
         given: other text, which is scored instead of the model's test sets.
-    Raises:
-        ConfigError: the model has no test set, or none of a given name; an unknown metric; one file as baseline of
-            several test sets; a tag that the model does not know.
-        DataError: the text or the baseline is missing or unreadable, or the baseline has another number of lines.
-        CheckpointError: there is no model.
     """
     from mt.evaluation.runs import RunArtifacts
 
-    artifacts = RunArtifacts.of(model)
-    tokenize = _tokenizer_of([artifacts, *_run_of(options.baseline)], options)
+    artifacts, other = RunArtifacts.of(model), _model_of(options.baseline)
+    tokenize = _tokenizer_of([artifacts] if other is None else [artifacts, other], options)
     more_references: list[list[str]] = []
     if given is None:
         pairs = artifacts.test_pairs(artifacts.test_names(tests))
     else:
         pairs, more_references = _given_pairs(given, artifacts)
+    how = device, precision, n_processes
     # Errors of the baseline are raised before the model translates anything.
-    baselines = dict[str, Sequence[str]]()
-    if options.baseline is not None:
-        baselines = _baselines(options.baseline, pairs, artifacts, (device, precision, n_processes))
+    baselines: Mapping[str, Sequence[str]] = {}
+    if other is not None:
+        baselines = _hypotheses(other, _as_read_by(other, pairs, artifacts), how, may_use_stored=True)
+    elif options.baseline is not None:
+        baselines = _read_baselines(options.baseline, pairs)
     translated = {
         name: replace(
             one, baseline=baselines.get(name), references=[*one.references, *more_references], tokenize=tokenize
         )
-        for name, one in _translated(artifacts, pairs, (device, precision, n_processes)).items()
+        for name, one in _translated(artifacts, pairs, how).items()
     }
     known_warnings = artifacts.overlap_warnings(pairs if given is None else ())
     found = evaluate(translated, str(model), options, artifacts.count_words, known_warnings)
@@ -101,87 +96,50 @@ def evaluate_model(
 
 
 def compare_models(
-    paths: Sequence[Path],
+    systems: Sequence[tuple[str, Text]],
     tests: Sequence[str],
     device: str | None,
     precision: str | None,
     options: EvalOptions,
     n_processes: int | None = None,
+    given: GivenText | None = None,
 ) -> SystemComparison:
-    """Compare several models on the test sets that all of them have.
+    """Compare models on the test sets that all of them have, or on other text, also with files of its translations.
 
     A finished run has stored its translations. Other models translate now; if device or precision is given, all do.
 
     Args:
-        paths: runs, checkpoints or model folders.
+        systems: name, and path of a model; for text that is given, also translations.
         tests: if any, only these test sets are compared.
         device, precision: None: the best for this machine.
-        n_processes: as in `Translator.load`.
-    Raises:
-        ConfigError: no test set that all models have, or none of a given name; an invalid metric or number of samples.
-        DataError: a test set is not the same text for all models.
-        CheckpointError: there is no model, or it cannot be read.
+        n_processes, given: as in `evaluate_model`.
     """
     from mt.evaluation.runs import RunArtifacts
 
-    models = [RunArtifacts.of(path) for path in paths]
-    tokenize = _tokenizer_of(models, options)
-    names = _shared_names(models, tests)
-    pairs = [model.test_pairs(names) for model in models]
-    references = {name: [pair.tgt for pair in found] for name, found in pairs[0].items()}
-    for path, found in zip(paths, pairs, strict=True):
-        for name in names:
-            if [pair.tgt for pair in found[name]] != references[name]:
-                problem = f"its test set {name} is not the same text as {name} of {paths[0]}"
-                fix = "compare models on the same text, or choose a test set with --test"
-                raise DataError(path, problem, fix)
-    may_use_stored, how = device is None and precision is None, (device or "auto", precision or "auto", n_processes)
-    systems = [
-        _system(model, settings, _hypotheses(model, found, how, may_use_stored))
-        for model, settings, found in zip(models, _settings(models), pairs, strict=True)
-    ]
-    sets = {name: [lines] for name, lines in references.items()}
-    return compare_systems(systems, sets, options, models[0].folder.config.tgt_lang, tokenize)
-
-
-def compare_on(
-    given: GivenText,
-    texts: Sequence[tuple[str, Text]],
-    device: str | None,
-    precision: str | None,
-    options: EvalOptions,
-    n_processes: int | None = None,
-) -> SystemComparison:
-    """Compare several systems on text that is given: models, which translate it, and files of its translations.
-
-    Args:
-        texts: name and model or translations of each system.
-        device, precision, n_processes: as in `compare_models`.
-    Raises:
-        ConfigError: none of the systems is a model; an invalid metric or number of samples.
-        DataError: a text is missing, unreadable, or has another number of lines.
-        CheckpointError: a folder is not a model, or cannot be read.
-    """
-    from mt.evaluation.runs import RunArtifacts
-
-    models = {name: RunArtifacts.of(text) for name, text in texts if isinstance(text, Path) and _is_run(text)}
-    if not models:
+    paths = {name: text for name, text in systems if isinstance(text, Path) and (given is None or _is_run(text))}
+    if not paths:
         raise ConfigError("", "none of the systems is a model", "give only references to compare translations")
-    first, tokenize = next(iter(models.values())), _tokenizer_of(list(models.values()), options)
-    pairs, more_references = _given_pairs(given, first)
-    ((name, lines),) = pairs.items()
+    models = {name: RunArtifacts.of(path) for name, path in paths.items()}
+    first, *_ = models.values()
+    tokenize = _tokenizer_of([*models.values()], options)
+    more_references: list[list[str]] = []
+    if given is None:
+        sets = _shared_sets(models, tests)
+    else:
+        pairs, more_references = _given_pairs(given, first)
+        sets = {name: _as_read_by(model, pairs, first) for name, model in models.items()}
+    of_first, *_ = sets.values()
     may_use_stored, how = device is None and precision is None, (device or "auto", precision or "auto", n_processes)
-    settings = dict(zip(models, _settings(list(models.values())), strict=True))
-    systems = []
-    for system, text in texts:
-        if (model := models.get(system)) is not None:
-            found = _hypotheses(model, _as_read_by(model, pairs, first), how, may_use_stored)
-            systems.append(_system(model, settings[system], found))
+    settings, compared = _settings(models), []
+    for name, text in systems:
+        if (model := models.get(name)) is not None:
+            found = _hypotheses(model, sets[name], how, may_use_stored)
+            compared.append(System(name, found, settings[name], model.figures(), model.training()))
         else:
-            translated = _checked(_read_lines(text), lines, text, name, "a file that translates")
-            systems.append(System(system, {name: translated}))
-    sets = {name: [[pair.tgt for pair in lines], *more_references]}
-    return compare_systems(systems, sets, options, first.folder.config.tgt_lang, tokenize)
+            read = {test: _read_translations(text, test, pairs, name) for test, pairs in of_first.items()}
+            compared.append(System(name, read))
+    references = {test: [[pair.tgt for pair in pairs], *more_references] for test, pairs in of_first.items()}
+    return compare_systems(compared, references, options, first.folder.config.tgt_lang, tokenize)
 
 
 def compare_files(
@@ -191,9 +149,6 @@ def compare_files(
 
     Args:
         texts: name and translations of each system; a run has translated the text of the references.
-    Raises:
-        DataError: a file is missing, empty, unreadable, or differs from the first reference in its number of lines.
-        ConfigError: an invalid metric or number of samples.
     """
     reference = _read_lines(refs[0])
     read = partial(_read_lines, parallel_to=(refs[0], reference))
@@ -221,20 +176,16 @@ def _hypotheses(
     return {name: found[name].hypotheses for name in sets}
 
 
-def _system(model: RunArtifacts, settings: Mapping[str, Any], hypotheses: Mapping[str, Sequence[str]]) -> System:
-    return System(str(model.path), hypotheses, settings, model.figures(), model.training())
-
-
-def _settings(models: Sequence[RunArtifacts]) -> list[dict[str, Any]]:
+def _settings(models: Mapping[str, RunArtifacts]) -> dict[str, dict[str, Any]]:
     """Return the settings of each model, without those of tokenizers that are the same, or not known for all models."""
-    settings = [model.settings() for model in models]
-    is_same = len({model.tokenizer_checksums for model in models}) == 1
+    settings = {name: model.settings() for name, model in models.items()}
+    is_same = len({model.tokenizer_checksums for model in models.values()}) == 1
     left_out = {
         key
-        for key in set().union(*settings)
-        if key.startswith("tokenizer.") and (is_same or not all(key in one for one in settings))
+        for key in set().union(*settings.values())
+        if key.startswith("tokenizer.") and (is_same or not all(key in one for one in settings.values()))
     }
-    return [{key: value for key, value in one.items() if key not in left_out} for one in settings]
+    return {name: {key: one[key] for key in one if key not in left_out} for name, one in settings.items()}
 
 
 def _tokenizer_of(models: Sequence[RunArtifacts], options: EvalOptions) -> str:
@@ -251,17 +202,28 @@ def _tokenizer_of(models: Sequence[RunArtifacts], options: EvalOptions) -> str:
     return next(iter(tokenizers.values()))
 
 
-def _shared_names(models: Sequence[RunArtifacts], tests: Sequence[str]) -> list[str]:
+def _shared_sets(models: Mapping[str, RunArtifacts], tests: Sequence[str]) -> dict[str, dict[str, list[SentencePair]]]:
+    """Return for each model the test sets of these names, or else those that all models have.
+
+    Raises:
+        ConfigError: there is none.
+        DataError: a test set is not the same text for all models.
+    """
+    known = {name: list(model.folder.config.data.test) for name, model in models.items()}
+    first, *_ = models
     if tests:
-        names, *_ = [model.test_names(tests) for model in models]
-        return names
-    known = {model.path: list(model.folder.config.data.test) for model in models}
-    shared = [name for name in known[models[0].path] if all(name in names for names in known.values())]
-    if not shared:
-        each = "; ".join(f"{path} has {', '.join(names) or 'none'}" for path, names in known.items())
-        problem = f"these models have no test set in common ({each})"
-        raise ConfigError("", problem, "choose models with a common test set")
-    return shared
+        names, *_ = [model.test_names(tests) for model in models.values()]
+    elif not (names := [test for test in known[first] if all(test in one for one in known.values())]):
+        each = "; ".join(f"{name} has {', '.join(one) or 'none'}" for name, one in known.items())
+        fix = "choose models with a common test set, or give other text, such as --src FILE --ref FILE"
+        raise ConfigError("", f"these models have no test set in common ({each})", fix)
+    sets = {name: model.test_pairs(names) for name, model in models.items()}
+    for name, pairs in sets.items():
+        for test in names:
+            if [pair.tgt for pair in pairs[test]] != [pair.tgt for pair in sets[first][test]]:
+                problem = f"its test set {test} is not the same text as {test} of {first}"
+                raise DataError(name, problem, "compare models on the same text, or choose a test set with --test")
+    return sets
 
 
 # --- Text that is given -----------------------------------------------------------------------------------------------
@@ -274,16 +236,9 @@ def _given_pairs(given: GivenText, model: RunArtifacts) -> tuple[dict[str, list[
         ConfigError: the model does not know the tag.
         DataError: the text is missing, unreadable, empty or not parallel.
     """
-    config = model.folder.config
     if isinstance(given, Corpus):
-        if given.tag not in (None, *config.symbols):
-            knows = f"it knows {', '.join(config.symbols)}" if config.symbols else "remove the tag"
-            raise ConfigError("data.tag", f"{model.path} does not know {given.tag}", knows)
-        pairs = with_tag(reader_of(given, (config.src_lang, config.tgt_lang), "test").pairs(), given.tag)
-        if not pairs:
-            raise DataError(given.description, "has no sentence pairs, expected at least one")
         name = _stem(Path(given.files[0])) if given.files else given.description.removeprefix("sacrebleu:")
-        return {name: pairs}, []
+        return {name: model.pairs_of(given)}, []
     src, refs = given
     sources = _read_lines(src)
     reference, *more = [_read_lines(ref, parallel_to=(src, sources)) for ref in refs]
@@ -310,31 +265,36 @@ def _as_read_by(
 # --- Translations of other systems ------------------------------------------------------------------------------------
 
 
-def _baselines(
-    baseline: Text,
-    sets: Mapping[str, list[SentencePair]],
-    model: RunArtifacts,
-    how: _How,
-) -> dict[str, Sequence[str]]:
-    """Return the baseline's translations of test sets of a model: stored ones of the same text, or new ones.
+def _model_of(baseline: Text | None) -> RunArtifacts | None:
+    """Return the model of a baseline; None if there is none, because the baseline consists of translations.
 
     Raises:
-        ConfigError: one file for several test sets.
-        DataError: a folder has neither a model nor translations of a test set; a file has another number of lines.
+        DataError: the path does not exist.
+        CheckpointError: a folder has neither a model nor translations.
     """
     from mt.evaluation.runs import RunArtifacts
     from mt.run_folder import RunFolder
 
+    if not isinstance(baseline, Path) or not _is_run(baseline):
+        return None
+    try:
+        return RunArtifacts.of(baseline)
+    except MTError:
+        if RunFolder(baseline).translations.is_dir():  # a run without its model may have its translations
+            return None
+        raise
+
+
+def _read_baselines(baseline: Text, sets: Mapping[str, Sequence[SentencePair]]) -> dict[str, list[str]]:
+    """Return translations of test sets: lines or a file, or those in a folder.
+
+    Raises:
+        ConfigError: one file for several test sets.
+        DataError: the folder has no translations of a test set; a file has another number of lines.
+    """
     paths: Mapping[str, Text] = dict.fromkeys(sets, baseline)
     if isinstance(baseline, Path) and _is_run(baseline):
-        try:
-            other = RunArtifacts.of(baseline)
-        except MTError:
-            if not RunFolder(baseline).translations.is_dir():
-                raise
-            paths = _translations(baseline)  # a run without its model may have its translations
-        else:
-            return _hypotheses(other, _as_read_by(other, sets, model), how, may_use_stored=True)
+        paths = _translations(baseline)
         for name in sets:
             if name not in paths:
                 problem = f"has no translations of {name}, only of {', '.join(paths)}"
@@ -343,20 +303,16 @@ def _baselines(
         named = baseline if isinstance(baseline, Path) else "it"
         problem = f"{named} translates one test set, but the model has {', '.join(sets)}"
         raise ConfigError("baseline", problem, "choose one with --test, or give a run")
-    return {name: _checked(_read_lines(paths[name]), pairs, paths[name], name) for name, pairs in sets.items()}
+    return {name: _read_translations(paths[name], name, pairs, "the baseline") for name, pairs in sets.items()}
 
 
-def _checked(
-    lines: list[str],
-    pairs: Sequence[SentencePair],
-    text: Text,
-    name: str,
-    wanted: str = "a baseline that translates",
-) -> list[str]:
+def _read_translations(text: Text, test_set: str, pairs: Sequence[SentencePair], system: str) -> list[str]:
+    """Return a system's translations of a test set."""
+    lines = _read_lines(text)
     if len(lines) != len(pairs):
-        named = text if isinstance(text, Path) else "the baseline"
-        counts = f"{named} has {len(lines):,} lines and the test set {name} has {len(pairs):,}"
-        raise DataError("", counts, f"give {wanted} the same text")
+        named = text if isinstance(text, Path) else system
+        counts = f"{named} has {len(lines):,} lines and the test set {test_set} has {len(pairs):,}"
+        raise DataError("", counts, "give translations of the same text")
     return lines
 
 
@@ -388,20 +344,15 @@ def _is_run(path: Path) -> bool:
     return path.is_dir()
 
 
-def _run_of(text: Text | None) -> list[RunArtifacts]:
-    """Return the run in a folder that stands for a text, if it is one and its model is available."""
+def _references_of(run: Path, names: Iterable[str]) -> dict[str, list[str] | None]:
+    """Return the references of test sets of a run; None if they are no longer available."""
     from mt.evaluation.runs import RunArtifacts
 
     try:
-        return [RunArtifacts.of(text)] if isinstance(text, Path) and text.is_dir() else []
+        artifacts = RunArtifacts.of(run)
     except MTError:
-        return []
-
-
-def _references_of(run: Path, names: Iterable[str]) -> dict[str, list[str] | None]:
-    """Return the references of test sets of a run; None if they are no longer available."""
-    artifacts = _run_of(run)
-    return {name: artifacts[0].test_references(name) if artifacts else None for name in names}
+        return dict.fromkeys(names)
+    return {name: artifacts.test_references(name) for name in names}
 
 
 def _translations(run_dir: Path) -> dict[str, Path]:

@@ -10,7 +10,7 @@ from string import ascii_lowercase
 from typing import Any
 
 from mt.evaluation.findings import EvalOptions
-from mt.evaluation.metrics import Metric, metric_keys
+from mt.evaluation.metrics import Metric
 from mt.evaluation.scores import TranslatedSet
 from mt.evaluation.significance import compare_rows
 from mt.evaluation.tokenization import DEFAULT_TOKENIZER
@@ -61,22 +61,25 @@ def compare_systems(
     """
     if (n := len(systems)) >= _MANY_SYSTEMS:  # each test takes about a second
         _log.info(f"comparing {n * (n - 1) // 2:,} pairs of systems")
-    keys = metric_keys(options.metrics or COMPARED_METRICS)
     compared = {}
     for name, references in test_sets.items():
-        found = [_compared(systems, name, Metric(key, references, tgt_lang, tokenize), options) for key in keys]
+        wanted = TranslatedSet(None, references[0], references, tgt_lang, tokenize=tokenize)
+        metrics = wanted.metrics(options.metrics or COMPARED_METRICS)
+        found = [_compared(systems, name, metric, options) for metric in metrics]
         compared[name] = ComparedSet(n_lines=len(references[0]), metrics=found)
         best = [one.scores[one.ranking[0]].model_copy(update={"name": one.name}) for one in found]
-        for warning in check_scores(TranslatedSet(None, references[0], references, tgt_lang, tokenize=tokenize), best):
+        for warning in check_scores(wanted, best):
             _log.warning(f"{name}: {warning}")
     settings = [system.settings for system in systems]
-    differing = setting_differences([one for one in settings if one])  # those of files are not known
+    of_models = [one for one in settings if one]
+    # Files of translations have no settings.
+    differences = {key: [one.get(key) if one else "" for one in settings] for key in setting_differences(of_models)}
     return SystemComparison(
         systems=[SystemFigures(name=system.name, **system.figures) for system in systems],
         test=options.test,
         n_samples=options.n_test_samples,
         test_sets=compared,
-        differences={key: [one.get(key) for one in settings] for key in differing} if any(settings) else None,
+        differences=differences if of_models else None,
         training=[system.training for system in systems],
     )
 

@@ -12,7 +12,6 @@ from mt.evaluation.analysis import analyse
 from mt.evaluation.metrics import check_samples, metric_keys
 from mt.evaluation.scores import TranslatedSet, score_corpus
 from mt.evaluation.significance import DEFAULT_SAMPLES, compare, verdict_text
-from mt.evaluation.tokenization import check_tokenizer
 from mt.evaluation.warnings import check, check_scores, unrelated_baseline
 from mt.report.facts import BaselineTest, Evaluation, PairedSet, Sentence
 from mt.text.languages import words_of
@@ -51,11 +50,9 @@ class EvalOptions:
         """Check the options.
 
         Raises:
-            ConfigError: an unknown metric or tokenizer, or too few samples.
+            ConfigError: an unknown metric, or too few samples.
         """
         metric_keys(self.metrics)
-        if self.tokenize is not None:
-            check_tokenizer(self.tokenize)
         if self.n_samples is not None:
             check_samples(self.n_samples)
 

@@ -5,7 +5,6 @@ Only this module calls private functions of sacreBLEU. They compute scores and t
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import logging
 import os
@@ -22,7 +21,7 @@ from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 from sacrebleu.significance import PairedTest, _bootstrap_resample
 
-from mt.errors import ConfigError
+from mt.errors import ConfigError, suggestion
 from mt.evaluation.tokenization import DEFAULT_TOKENIZER, bleu
 from mt.report.facts import Interval, MetricScore
 from mt.text.languages import base_language
@@ -173,9 +172,7 @@ def metric_keys(names: Sequence[str] | None) -> list[str]:
             if "," in name:
                 each = " ".join(f"--metric {part.strip()}" for part in name.split(",") if part.strip())
                 raise ConfigError("metric", f"expected one name, got {name}", f"give {each}")
-            close = difflib.get_close_matches(name.lower(), (*METRICS, "all"), n=1)
-            hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(METRICS)}, all"
-            raise ConfigError("metric", f"unknown metric {name}", hint)
+            raise ConfigError("metric", f"unknown metric {name}", suggestion(name.lower(), (*METRICS, "all")))
     if "bleu-2017" in names and not _has_sacremoses():
         problem = "bleu-2017 needs the package sacremoses, which is not installed"
         raise ConfigError("metric", problem, "run pip install sacremoses")

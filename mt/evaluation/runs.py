@@ -15,7 +15,7 @@ from typing import Any
 
 from mt.checkpoint import CHECKSUMS, ModelFolder
 from mt.config.loading import config_differences, settings_of
-from mt.config.settings import DecodeConfig, ModelConfig, TokenizerConfig, TrainConfig
+from mt.config.settings import Corpus, DecodeConfig, ModelConfig, TokenizerConfig, TrainConfig
 from mt.decode.lines import in_one_line
 from mt.decode.translator import Translator
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
@@ -26,9 +26,10 @@ from mt.report.facts import Curve, ModelManifest, TrainingCurves, Values
 from mt.run_folder import ADDED_TESTS, RunFolder, open_model
 from mt.system.device import choose_device, choose_dtype, hardware
 from mt.system.files import file_checksum, parse_json
-from mt.text.corpora import CorpusReader, SentencePair, readers_of
+from mt.text.corpora import CorpusReader, SentencePair, reader_of, readers_of
 from mt.text.corpus import PreparedCorpus, read_pairs, with_tag, without_tag
 from mt.text.languages import words_of
+from mt.text.prepare import held_out_pairs
 from mt.text.tokenizer import Tokenizers, tokenizer_paths
 
 _log = logging.getLogger(__name__)
@@ -180,7 +181,7 @@ class RunArtifacts:
                 raise ConfigError("test", f"{self.path} has no test set {name}", names)
         if not known:
             problem = "its config has no test set under data.test"
-            raise ConfigError(self.path, problem, "score files with --hyp and --ref")
+            raise ConfigError(self.path, problem, "give other text, such as --src FILE --ref FILE")
         return list(dict.fromkeys(wanted)) or list(known)
 
     def test_pairs(self, names: Sequence[str]) -> dict[str, list[SentencePair]]:
@@ -196,8 +197,26 @@ class RunArtifacts:
         if self.corpus is not None and name in self.corpus.test_pairs:
             return self.corpus.test_pairs[name]
         if self.run is not None and (added := self.run.added_test(name)).is_file():
-            return read_pairs(added)
+            try:
+                return read_pairs(added)
+            except (OSError, ValueError):
+                fix = "delete it, then run mt train again to copy the text again"
+                raise DataError(added, "is damaged", fix) from None
         return with_tag(reader.pairs(), reader.corpus.tag)
+
+    def pairs_of(self, corpus: Corpus) -> list[SentencePair]:
+        """Read other text, with its tag as the model reads it.
+
+        Raises:
+            ConfigError: the model does not know the tag.
+            DataError: the text is missing, unreadable, empty or not parallel.
+        """
+        config = self.folder.config
+        if corpus.tag not in (None, *config.symbols):
+            knows = f"it knows {', '.join(config.symbols)}" if config.symbols else "remove the tag"
+            raise ConfigError("data.tag", f"{self.path} does not know {corpus.tag}", knows)
+        reader = reader_of(corpus, (config.src_lang, config.tgt_lang), "test")
+        return with_tag(held_out_pairs(reader), corpus.tag)
 
     def test_references(self, name: str) -> list[str] | None:
         """Return the references of a test set, or of the validation set (`valid`); None if they are gone."""
@@ -243,19 +262,20 @@ class RunArtifacts:
                     kept[name] = self._translated_set(pairs, hypotheses)
         return kept
 
-    def overlap_warnings(self, names: Iterable[str]) -> dict[str, list[str]]:
+    def overlap_warnings(self, names: Collection[str]) -> dict[str, list[str]]:
         """Return a warning for each test set that was added to the run and that is partly in its training text."""
-        found = {name: self._added.get(name, {}).get("in_training", 0) for name in names}
         problem = "in the training text, because the test set was added after preparation: the scores are too high"
         return {
-            name: [f"{n:,} of {self._added[name]['pairs']:,} segments are {problem}"] for name, n in found.items() if n
+            name: [f"{one['in_training']:,} of {one['pairs']:,} segments are {problem}"]
+            for name, one in self._added.items()
+            if name in names and one["in_training"]
         }
 
     @property
     def _added(self) -> dict[str, Any]:
         """Test sets that were added to the run → facts."""
-        found = {} if self.run is None else json_object(self.run.record).get(ADDED_TESTS)
-        return found if isinstance(found, dict) else {}
+        found: dict[str, Any] = {} if self.run is None else _record_of(self.run).get(ADDED_TESTS, {})
+        return found
 
     def settings(self) -> dict[str, Any]:
         """Return dotted key → value of the settings; of a tokenizer that was given, only the vocabulary size."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from pathlib import Path
 from typing import Any, get_args
@@ -12,7 +11,7 @@ from sacrebleu.tokenizers import tokenizer_spm
 from sacrebleu.utils import SACREBLEU_DIR
 
 from mt.config.settings import BleuTokenizer
-from mt.errors import ConfigError, NotInstalledError, optional_package
+from mt.errors import ConfigError, NotInstalledError, optional_package, suggestion
 from mt.text.languages import base_language, expected_scripts, written_without_spaces
 
 _log = logging.getLogger(__name__)
@@ -24,19 +23,6 @@ _PACKAGES = {"ja-mecab": ("MeCab", "ipadic"), "ko-mecab": ("mecab_ko", "mecab_ko
 _CHINESE = expected_scripts("zh")
 
 
-def check_tokenizer(name: str) -> None:
-    """Check a name of sacreBLEU's tokenizers, or `auto`.
-
-    Raises:
-        ConfigError: it is unknown.
-    """
-    known = ("auto", *get_args(BleuTokenizer))
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
-        raise ConfigError("tokenize", f"unknown tokenizer {name}", hint)
-
-
 def chosen_tokenizer(setting: str, tgt_lang: str | None) -> str:
     """Return the tokenizer that a setting means for a language; log a warning if it is a substitute.
 
@@ -44,8 +30,11 @@ def chosen_tokenizer(setting: str, tgt_lang: str | None) -> str:
         setting: `auto` or a name.
         tgt_lang: None if it is not known; then `auto` is 13a.
     Raises:
-        ConfigError: the setting is a tokenizer whose package is not installed, or whose model cannot be read.
+        ConfigError: the setting is unknown, or a tokenizer whose package is not installed or whose model cannot be
+            read.
     """
+    if setting not in (known := ("auto", *get_args(BleuTokenizer))):
+        raise ConfigError("tokenize", f"unknown tokenizer {setting}", suggestion(setting, known))
     if setting != "auto":
         bleu(setting)
         return setting

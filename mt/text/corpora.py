@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import os
@@ -19,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mt.config.settings import Corpus, HubDataset, RunConfig, SacrebleuSet, Table, TextFiles
-from mt.errors import DataError
+from mt.errors import DataError, suggestion
 from mt.system import paths
 from mt.text.delimited import Layout, Rows, layout_of, read_delimited
 from mt.text.files import COMPRESSIONS, content_hash, count_lines, missing, read_line_chunks
 from mt.text.hub import count_rows, dataset_fingerprint, is_local, read_dataset
+from mt.text.languages import base_language
 from mt.text.lengths import first_break
 from mt.text.tables import Columns, Texts, count_parquet_rows, read_parquet
 from mt.text.tmx import read_tmx
@@ -458,11 +458,11 @@ def _sacrebleu_files(name: str, src_lang: str, tgt_lang: str) -> tuple[Path, Pat
     from sacrebleu.dataset import DATASETS
     from sacrebleu.utils import SACREBLEU_DIR, get_reference_files, get_source_file
 
+    # sacreBLEU's codes have no script or region: en-zh for zh-Hans.
+    src_lang, tgt_lang = base_language(src_lang), base_language(tgt_lang)
     where, langpair = f"sacreBLEU test set {name}", f"{src_lang}-{tgt_lang}"
     if name not in DATASETS:
-        close = difflib.get_close_matches(name, DATASETS, n=1)
-        hint = f"did you mean {close[0]}?" if close else "run `sacrebleu --list` to see all names"
-        raise DataError(where, "is not known", hint)
+        raise DataError(where, "is not known", suggestion(name, DATASETS, "run `sacrebleu --list` to see all names"))
     langpairs = sorted(DATASETS[name].langpairs)
     if langpair not in langpairs:
         if f"{tgt_lang}-{src_lang}" in langpairs:

@@ -617,17 +617,19 @@ class _Builder:
         written.replace(self.folder / "manifest.json")
 
 
-def held_out_pairs(reader: CorpusReader, skipped: Counter[str]) -> list[SentencePair]:
+def held_out_pairs(reader: CorpusReader, skipped: Counter[str] | None = None) -> list[SentencePair]:
     """Return all pairs of a validation or test set.
 
     Args:
         skipped: lines and units without a pair are counted here, by what they are.
     Raises:
-        DataError: it is missing, unreadable or not parallel, or each of its pairs has an empty side.
+        DataError: it is missing, unreadable, not parallel or empty, or each of its pairs has an empty side.
     """
+    skipped = Counter() if skipped is None else skipped
     role, pairs = reader.split, list(reader.pairs(skipped))
-    empty = _empty(pairs)
-    if len(empty) == len(pairs):
+    if not pairs:
+        raise DataError(reader.description, "has no sentence pairs, expected at least one")
+    if len(_empty(pairs)) == len(pairs):
         problem = f"all {len(pairs):,} {role} pairs have an empty side"
         raise DataError(reader.description, problem, "give a set with text on both sides")
     for what, count in skipped.items():

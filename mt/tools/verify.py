@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from mt.checkpoint import ModelFolder
-from mt.config.loading import dump_config, flattened, load_config
+from mt.config.loading import dump_config, flattened
 from mt.config.settings import RunConfig
 from mt.errors import ConfigError, MTError
 from mt.pipeline import prepare
@@ -158,7 +158,7 @@ def train_in(run_dir: Path, corpus: Path) -> None:
     pairs, sides = whole.valid_pairs[:N_VALIDATION_PAIRS], (whole.valid.src, whole.valid.tgt)
     n = len(pairs)
     valid = ParallelIds(*(Sentences(side.ids[: side.offsets[n]], side.offsets[: n + 1]) for side in sides))
-    train(load_config(str(run.config), is_stored=True), replace(whole, valid=valid, valid_pairs=pairs), run_dir)
+    train(run.read_config(), replace(whole, valid=valid, valid_pairs=pairs), run_dir)
 
 
 # ------------------------------------------------------------------------------------------------------ the procedure
