@@ -83,7 +83,7 @@ def a_config(**changes: Any) -> RunConfig:
         "train": {"batch_tokens": 1024, "max_steps": 200, "warmup_steps": 50, "device": "cpu"},
     }
     for section, values in changes.items():
-        mapping[section] = {**mapping[section], **values} if isinstance(values, dict) else values
+        mapping[section] = {**mapping.get(section, {}), **values} if isinstance(values, dict) else values
     return RunConfig(**mapping)
 
 
@@ -520,6 +520,21 @@ def test_without_py3langid_a_note_says_that_languages_are_not_checked(
     (finding,) = findings_of()
     checks._identifier.cache_clear()
     assert (finding.level, finding.check, finding.key) == ("note", "no_py3langid", "languages")
+
+
+@pytest.mark.parametrize(("setting", "level"), [("auto", "warning"), ("ko-mecab", "error")])
+def test_a_missing_tokenizer_of_bleu_is_named(
+    setting: str, level: str, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MeCab", "mecab_ko"):
+        monkeypatch.setitem(sys.modules, name, None)
+    write(lines)
+    found = [one for one in findings_of(tgt_lang="ko", eval={"bleu_tokenize": setting}) if one.key.startswith("eval")]
+    assert [(one.level, one.check, one.key) for one in found] == [(level, "bleu_tokenizer", "eval.bleu_tokenize")]
+    until = "; until then, BLEU of ko counts characters (tok:char)" if level == "warning" else ""
+    assert str(found[0]) == (
+        f"BLEU with tok:ko-mecab: mecab_ko is not installed{until}. Run pip install 'mt-train[ko]'."
+    )
 
 
 # --- Samples ----------------------------------------------------------------------------------------------------------

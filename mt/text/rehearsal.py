@@ -52,10 +52,6 @@ class CleanedSample:
         """The estimated number of pairs of the whole corpus that cleaning keeps."""
         return len(self.pairs) * self.sample.scale
 
-    def findings(self, config: RunConfig) -> Iterator[Finding]:
-        """Return the findings of `check_removed` on the sample."""
-        return check_removed(self.sample.key, self.sample.corpus, self.tally, config.data.clean)
-
 
 @dataclass(frozen=True)
 class EncodedSample:
@@ -137,18 +133,14 @@ def rehearse(config: RunConfig, cleaned: Sequence[CleanedSample], given: Tokeniz
         ConfigError: the samples are the whole corpus, and the vocabulary size does not fit it.
     """
     started_at = time.perf_counter()
-    tokenizers = given or _trained(config, cleaned)
+    tokenizers = given or Tokenizers.of([_trained(vocabulary, cleaned) for vocabulary in vocabularies(config)])
     tokenizer_seconds = 0.0 if given else time.perf_counter() - started_at
     encoded = tuple(_encoded(sample, tokenizers, config.data.max_tokens) for sample in cleaned)
     vocab_size = given.vocab_size if given else config.tokenizer.vocab_sizes
     return Rehearsal(encoded, tokenizers, vocab_size, tokenizer_seconds)
 
 
-def _trained(config: RunConfig, cleaned: Sequence[CleanedSample]) -> Tokenizers:
-    return Tokenizers.of([_trained_one(vocabulary, cleaned) for vocabulary in vocabularies(config)])
-
-
-def _trained_one(vocabulary: Vocabulary, cleaned: Sequence[CleanedSample]) -> Tokenizer:
+def _trained(vocabulary: Vocabulary, cleaned: Sequence[CleanedSample]) -> Tokenizer:
     """Train a tokenizer of the configured size; if the samples are only a part of the corpus, perhaps a smaller one."""
     settings, first_error = vocabulary.settings, None
     is_whole = all(sample.sample.is_whole for sample in cleaned)
