@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -38,6 +38,7 @@ _OTHER = {
     "label", "score", "quality", "domain", "corpus", "origin", "date", "lang", "language", "licence", "license", "url",
     "file", "document", "doc", "note", "comment", "context",
 }  # fmt: skip
+_NAMES = _SIDES[0] | _SIDES[1] | _TEXT | _OTHER
 _LONGEST_NAME = 40  # characters of the name of a column
 _NUMBER = re.compile(r"[-+.\d]*")
 
@@ -87,6 +88,8 @@ def read_delimited(path: Path, langs: Langs, corpus: Table, size: int, skipped: 
     n_wanted = 2 if corpus.columns is None and (header is None or len(header) == 2) else None
     src, tgt, numbers, n_lines = list[str](), list[str](), list[int](), 0
     for number, n_lines, row in _rows(path, lines, layout):
+        if not row:  # a blank line
+            continue
         if row == header:
             skipped[HEADERS] += 1
             continue
@@ -131,8 +134,7 @@ def _rows(path: Path, lines: Iterator[str], layout: Layout) -> Iterator[tuple[in
     try:
         for of_row, row in _parsed(lines, layout.separator, strict=True):
             first, n_lines = n_lines + 1, n_lines + len(of_row)
-            if row:
-                yield first, n_lines, row if len(of_row) == 1 else [field.replace("\n", " ") for field in row]
+            yield first, n_lines, row if len(of_row) == 1 else [field.replace("\n", " ") for field in row]
     except _UnreadableRowError as error:
         raise _quote_error(path, n_lines + 1, error.lines, error.reason) from None
 
@@ -206,10 +208,14 @@ def _wrong_row(path: Path, number: int, row: list[str], columns: Columns | None,
 def _layout(path: Path, lines: Sequence[str], langs: Langs, corpus: Table) -> Layout:
     columns, is_csv = corpus.columns, format_of(path) == ".csv"
     named = [column for column in columns or () if isinstance(column, str)]
+
+    def is_header(fields: Sequence[str]) -> bool:
+        return all(name in fields for name in named) if named else _named_columns(fields, langs) is not None
+
     is_auto = corpus.quoting == "auto"
-    has_quotes = corpus.quoting == "csv" or (is_auto and (is_csv or _is_quoted(lines, langs, named)))
+    has_quotes = corpus.quoting == "csv" or (is_auto and (is_csv or _is_quoted(lines, is_header)))
     splits = {one: _split(lines, one, has_quotes) for one in (_SEPARATORS if is_csv else "\t")}
-    separator = max(splits, key=lambda one: _fit(splits[one], langs, named))  # the first of equal ones
+    separator = max(splits, key=lambda one: _fit(splits[one], is_header))  # the first of equal ones
     if not (rows := splits[separator]):
         return Layout(separator, has_quotes)
     first = tuple(rows[0])
@@ -246,17 +252,12 @@ def _sampled(
     return rows, None
 
 
-def _fit(rows: Sequence[Sequence[str]], langs: Langs, named: Sequence[str]) -> tuple[bool, float]:
-    """Return how well a separator fits: whether the header has the columns, and the fraction of rows of equal size."""
+def _fit(rows: Sequence[Sequence[str]], is_header: Callable[[Sequence[str]], bool]) -> tuple[bool, float]:
+    """Return how well a separator fits: whether it finds a header, and the fraction of rows of equal size."""
     if not rows:
         return False, 0.0
     size, n_rows = Counter(map(len, rows)).most_common(1)[0]
-    return _has_columns(rows[0], langs, named), n_rows / len(rows) if size > 1 else 0.0
-
-
-def _has_columns(fields: Sequence[str], langs: Langs, named: Sequence[str]) -> bool:
-    """Return whether fields are the names of columns: those that the config names, or of both sides."""
-    return all(name in fields for name in named) if named else _named_columns(fields, langs) is not None
+    return is_header(rows[0]), n_rows / len(rows) if size > 1 else 0.0
 
 
 def _indices(path: Path, columns: Columns, header: Sequence[str]) -> tuple[int, int]:
@@ -278,7 +279,7 @@ def _fraction(flags: Iterable[bool]) -> float:
 # ---------------------------------------------------------------------------------------------------- quotes
 
 
-def _is_quoted(lines: Sequence[str], langs: Langs, named: Sequence[str]) -> bool:
+def _is_quoted(lines: Sequence[str], is_header: Callable[[Sequence[str]], bool]) -> bool:
     """Return whether the first lines of a .tsv file were written with CSV quotes.
 
     Each row must be as the csv module writes it, with quotes around all fields, or only around those that need them.
@@ -303,7 +304,7 @@ def _is_quoted(lines: Sequence[str], langs: Langs, named: Sequence[str]) -> bool
             return False
         n_quoted += all(is_quoted or _NUMBER.fullmatch(field) for is_quoted, field in zip(quoted, row, strict=True))
         n_needed += any(one in field for field in row for one in '"\t\n')
-    has_header = rows[0][0][0].startswith('"') and _has_columns(rows[0][1], langs, named)
+    has_header = rows[0][0][0].startswith('"') and is_header(rows[0][1])
     return has_header or n_needed > 0 or n_quoted >= max(_FEWEST_ROWS, _MOST * len(rows))
 
 
@@ -327,12 +328,10 @@ def _named_columns(fields: Sequence[str], langs: Langs) -> tuple[int, int] | Non
     roles = [_role(field, langs) for field in fields]
     found: list[int | None] = []
     for side in (0, 1):
-        ranks = {i: role.rank for i, role in enumerate(roles) if role is not None and role.side == side}
-        best = min(ranks.values(), default=None)
-        columns = [i for i, rank in ranks.items() if rank == best]
-        if len(columns) > 1:
+        ranked = sorted((role.rank, i) for i, role in enumerate(roles) if role is not None and role.side == side)
+        if len(ranked) > 1 and ranked[0][0] == ranked[1][0]:
             return None
-        found.append(columns[0] if columns else None)
+        found.append(ranked[0][1] if ranked else None)
     if len(fields) == 2 and found.count(None) == 1:
         unnamed = found.index(None)
         other = 1 - (found[1 - unnamed] or 0)
@@ -356,18 +355,16 @@ def _role(field: str, langs: Langs) -> _Role | None:
     if len(name) > _LONGEST_NAME or re.search(r"[.!?,;:]( |$)", name):
         return None
     words = [name] if is_language(name) else re.findall(r"[^\W_]+", name)
-    if not all(map(_is_name_of_column, words)) or (words and all(map(str.isdecimal, words))):
+    bare = [word.rstrip("0123456789") for word in words]
+    if not all(one in _NAMES or not one or is_language(word) for one, word in zip(bare, words, strict=True)):
+        return None
+    if words and not any(bare):
         return None
     close = [max((closeness(word, lang) for word in words), default=0) for lang in langs]
     by_word = [any(word in of_side for word in words) for of_side in _SIDES]
     is_of = [bool(one) for one in close] if any(close) else by_word
-    is_text = any(word.rstrip("0123456789") in _TEXT for word in words)
+    is_text = not _TEXT.isdisjoint(bare)
     return _Role(is_of.index(True) if sum(is_of) == 1 else None, (-max(close), len(words)), is_text)
-
-
-def _is_name_of_column(word: str) -> bool:
-    is_known = word in _SIDES[0] | _SIDES[1] or word.rstrip("0123456789") in _TEXT | _OTHER
-    return is_known or word.isdecimal() or is_language(word)
 
 
 def _is_like_header(fields: Sequence[str], langs: Langs) -> bool:

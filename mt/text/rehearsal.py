@@ -181,6 +181,7 @@ _REMOVED_FROM_GOOD_TEXT = ("contaminated", *DUPLICATES)
 _MANY_TOO_LONG = 0.05
 _MANY_BYTES = 0.02
 _MANY_UNKNOWN = 0.005
+_MORE_CHARACTERS = 1.2  # the whole text may have more characters than the sample
 FEWEST_OCCURRENCES = 50  # of a piece on average; with fewer, the vocabulary is too large
 
 
@@ -278,7 +279,10 @@ def _vocabulary_size(rehearsal: Rehearsal, config: RunConfig) -> Iterator[Findin
             # The fewest pieces: characters, bytes, special pieces, and two for each symbol.
             tokenizer = rehearsal.tokenizers[vocabulary.sides[0]]
             n_characters = sum(len(piece) == 1 for piece in tokenizer.pieces(range(tokenizer.vocab_size)))
-            fewest = n_characters + len(tokenizer.byte_ids) + EOS_ID + 1 + 2 * len(vocabulary.symbols) + 1
+            n_special = len(tokenizer.byte_ids) + EOS_ID + 1 + 2 * len(vocabulary.symbols)
+            fewest = math.ceil(_MORE_CHARACTERS * n_characters) + n_special
             smaller = max(SMALLEST_VOCABULARY, fewest, rounded(n_tokens / (2 * FEWEST_OCCURRENCES)))
-            fix = f"set it to {smaller}, or " if smaller < size else ""
+            is_for_both = vocabulary.sides == (0,) and config.tokenizer.tgt_vocab_size is None
+            target = f" and tokenizer.tgt_vocab_size to {size}" if is_for_both else ""
+            fix = f"set it to {smaller}{target}, or " if smaller < size else ""
             yield Finding("warning", "vocabulary", key, problem, f"{fix}give more text")

@@ -237,7 +237,7 @@ def _setting_findings(config: RunConfig, forecast: Forecast) -> Iterator[Finding
             "so each update would contain pairs more than once"
         )
         smaller = max(config.data.max_tokens, rounded(epoch_tokens / 20))
-        fix = f"lower it, for example to {smaller}, or add text"
+        fix = f"lower it, for example to {smaller}, or add text" if smaller < train.batch_tokens else "add text"
         yield finding("warning", "batch", "train.batch_tokens", problem, fix)
 
     # Source: Sennrich and Zhang 2019, Revisiting Low-Resource Neural Machine Translation, section 4.
