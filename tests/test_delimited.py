@@ -120,6 +120,12 @@ def test_two_columns_of_one_language_must_be_chosen() -> None:
     )
 
 
+def test_only_the_first_thousand_columns_are_searched_for_a_header() -> None:
+    for n, is_header in ((998, True), (999, False)):
+        write("a.tsv", tsv(("x",) * n + ("en", "de")))
+        assert (layout_of(Path("a.tsv"), ("en", "de"), Table(file="a.tsv")).header is not None) == is_header
+
+
 # ---- quotes in .tsv files
 
 QUOTED = [("He said “no”.", 'Er sagte "nein".'), ('"Yes"', "Ja; doch"), *PAIRS]

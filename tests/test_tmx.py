@@ -70,6 +70,9 @@ def test_a_file_in_utf16_or_with_a_namespace_is_read() -> None:
     text = tmx(unit(en="one", de="größer")).replace("UTF-8", "UTF-16")
     write("a.tmx", text.encode("utf-16"))
     assert read(file="a.tmx") == [("one", "größer", 1)]
+    text = tmx(unit(en="one<ph>x</ph>", de="eins")).replace("<tmx ", '<tmx xmlns="http://www.lisa.org/tmx14" ')
+    write("b.tmx", text)
+    assert read(file="b.tmx") == [("one", "eins", 1)]
 
 
 @pytest.mark.parametrize(

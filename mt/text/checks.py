@@ -352,14 +352,11 @@ def language_identifier(config: RunConfig) -> tuple[LanguageIdentifier | None, l
     """Return a language identifier, or a note that says why there is none."""
     try:
         return _identifier(config.src_lang, config.tgt_lang), []
-    except NotInstalledError as error:
-        problem = "languages: only scripts were checked, because py3langid is not installed"
-        return None, [Finding("note", "no_py3langid", "languages", problem, error.fix)]
     except ConfigError as error:
-        problem = f"languages: only scripts were checked: {error.problem}"
-        return None, [
-            Finding("note", "unknown_language", "languages", problem, "correct the language code if it is wrong")
-        ]
+        check, why, fix = "unknown_language", f": {error.problem}", "correct the language code if it is wrong"
+        if isinstance(error, NotInstalledError):
+            check, why, fix = "no_py3langid", ", because py3langid is not installed", error.fix
+        return None, [Finding("note", check, "languages", f"languages: only scripts were checked{why}", fix)]
 
 
 @cache

@@ -39,6 +39,7 @@ _OTHER = {
     "file", "document", "doc", "note", "comment", "context",
 }  # fmt: skip
 _NAMES = _SIDES[0] | _SIDES[1] | _TEXT | _OTHER
+_MOST_COLUMNS = 1_000  # of a header
 _LONGEST_NAME = 40  # characters of the name of a column
 _NUMBER = re.compile(r"[-+.\d]*")
 
@@ -325,7 +326,7 @@ def _quoted_fields(text: str, row: Sequence[str]) -> list[bool] | None:
 
 def _named_columns(fields: Sequence[str], langs: Langs) -> tuple[int, int] | None:
     """Return the columns of both languages if the fields name them; no sentence pair names one on each side."""
-    roles = [_role(field, langs) for field in fields]
+    roles = [_role(field, langs) for field in fields[:_MOST_COLUMNS]]
     found: list[int | None] = []
     for side in (0, 1):
         ranked = sorted((role.rank, i) for i, role in enumerate(roles) if role is not None and role.side == side)

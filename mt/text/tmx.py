@@ -32,9 +32,11 @@ def read_tmx(path: Path, langs: tuple[str, str], size: int, skipped: Counter[str
     """
     src, tgt, numbers = list[str](), list[str](), list[int]()
     n_units = n_pairs = 0
-    found: Counter[str] = Counter()
+    found: set[str] = set()
     for n_units, unit in enumerate(_units(path), start=1):
-        variants = [(one.get(_XML_LANG) or one.get("lang") or "", one.find("seg")) for one in unit.iter("tuv")]
+        variants = [
+            (one.get(_XML_LANG) or one.get("lang") or "", one.find("{*}seg")) for one in unit.iterfind("{*}tuv")
+        ]
         if len(found) < _MOST_LANGS:
             found.update(lang for lang, _ in variants)
         texts = [_text_in(lang, variants) for lang in langs]
@@ -51,7 +53,7 @@ def read_tmx(path: Path, langs: tuple[str, str], size: int, skipped: Counter[str
     yield src, tgt, numbers, n_units
     if n_units and not n_pairs:
         problem = f"none of its {n_units:,} units has both {langs[0]} and {langs[1]}"
-        raise DataError(path, f"{problem}; its languages are {', '.join(sorted(filter(None, found)))}")
+        raise DataError(path, f"{problem}; its languages are {', '.join(sorted(filter(None, found))) or 'not given'}")
 
 
 def _units(path: Path) -> Iterator[Element]:
