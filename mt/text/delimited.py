@@ -372,4 +372,4 @@ def _is_like_header(fields: Sequence[str], langs: Langs) -> bool:
     """Return whether each field may be the name of a column, such as another language or a number."""
     if len(fields) > 1 and list(fields) == list(map(str, range(len(fields)))):  # pandas numbers columns without names
         return True
-    return any(fields) and all(_role(field, langs) is not None for field in fields)
+    return any(fields) and all(_role(field, langs) is not None for field in fields[:_MOST_COLUMNS])

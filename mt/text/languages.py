@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -127,6 +127,7 @@ def base_language(lang: str) -> str:
     return _SHORT_CODES.get(code, code)
 
 
+@lru_cache(maxsize=10_000)
 def closeness(written: str, lang: str) -> int:
     """Return how well a code or a name of a language fits the code `lang`: 0 not at all, 3 exactly.
 
