@@ -33,11 +33,11 @@ from mt.system.provenance import source_commit, versions
 from mt.text.corpora import SentencePair, readers_of
 from mt.text.corpus import PreparedCorpus, pairs_text, with_tag
 from mt.text.overlap import n_in_training
-from mt.text.prepare import corpus_fingerprint, held_out_pairs, prepare_corpus
+from mt.text.prepare import changed_inputs, corpus_inputs, fingerprint_of, held_out_pairs, prepare_corpus
 from mt.training.engine import check_memory, choose_execution
 from mt.training.loop import train
 from mt.training.progress import Progress
-from mt.units import format_count, format_duration
+from mt.units import format_count, format_duration, listed
 
 _log = logging.getLogger(__name__)
 
@@ -153,27 +153,31 @@ def corpus_folder(config: RunConfig, run: RunFolder) -> Path:
         _check_changes(config, run, but_paths=True)
     try:
         at_first = config_of_corpus(config, run)
-        prepared = Path(config.data.prepared_dir, corpus_fingerprint(at_first, initial_tokenizers(config)))
+        inputs = corpus_inputs(at_first, initial_tokenizers(config))
     except MTError:
         # Text or model are gone, but the run does not need them any more.
         if at_start and at_start.is_dir() and not _changed_settings(config, run):
             return at_start
         raise
+    prepared = Path(config.data.prepared_dir, fingerprint_of(inputs))
     if at_start is None or at_start == prepared or not run.has_work:
         return prepared
     _check_changes(config, run)
     if not at_start.is_dir():
-        problem = f"the run's prepared corpus {at_start} does not exist any more, and its text has changed"
+        problem = f"the run's prepared corpus {at_start} does not exist any more, and its text or mt itself has changed"
         raise DataError(run.path, problem, "restore one of them, or start over with another --run-dir")
-    note(f"the text has changed since this run was started; it continues with the corpus prepared then ({at_start})")
-    for key in _changed_sets(at_first, at_start):
+    corpus = PreparedCorpus.open(at_start)
+    changed = changed_inputs(corpus, inputs)
+    since = f"{'has' if len(changed) == 1 else 'have'} changed since this run was started"
+    note(f"{listed(changed)} {since}; it continues with the corpus prepared then ({at_start})")
+    for key in _changed_sets(at_first, corpus):
         note(f"{key} has changed; the run scores the text prepared then. Add the new text as another test set.")
     return at_start
 
 
-def _changed_sets(config: RunConfig, prepared: Path) -> list[str]:
+def _changed_sets(config: RunConfig, corpus: PreparedCorpus) -> list[str]:
     """Return the keys of validation and test sets whose text is not that of the prepared corpus, as far as known."""
-    corpus, readers, changed = PreparedCorpus.open(prepared), readers_of(config), []
+    readers, changed = readers_of(config), []
     for name, pairs in {"valid": corpus.valid_pairs, **corpus.test_pairs}.items():
         reader = readers[key := "data.valid" if name == "valid" else f"data.test.{name}"]
         with suppress(MTError):

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import threading
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -69,9 +70,7 @@ def test_a_header_chooses_two_of_many_columns(caplog: pytest.LogCaptureFixture) 
     rows = [(str(i), "0.9", tgt, src) for i, (src, tgt) in enumerate(PAIRS)]
     write("a.tsv", tsv(("", "score", "de", "en"), *rows))
     assert read(file="a.tsv") == [(*pair, line) for line, pair in enumerate(PAIRS, start=2)]
-    assert caplog.messages == [
-        "a.tsv: the first line is a header; its columns 'en' and 'de' are read, and it is not read as text"
-    ]
+    assert caplog.messages == ["a.tsv: line 1 is a header; its columns en and de are read, and it is not read as text"]
     write("b.tsv", tsv(("id", "en", "en_text", "source language", "de"), ("1", "a", "b", "c", "d")))
     assert texts(file="b.tsv") == [("a", "d")]
 
@@ -105,12 +104,12 @@ def test_a_header_that_recurs_in_joined_files_is_skipped_and_counted() -> None:
 def test_a_first_line_that_may_be_another_header_is_read_and_suspected(header: tuple[str, str]) -> None:
     write("a.tsv", tsv(header, *PAIRS))
     assert texts(file="a.tsv") == [header, *PAIRS]
-    assert layout_of(Path("a.tsv"), ("en", "de"), None, "auto").suspect == header
+    assert layout_of(Path("a.tsv"), ("en", "de"), Table(file="a.tsv")).suspect == header
 
 
 def test_a_glossary_does_not_look_like_a_header() -> None:
     write("a.tsv", tsv(("text", "Text"), ("number", "Nr"), ("id", "ID"), *PAIRS))
-    assert layout_of(Path("a.tsv"), ("en", "de"), None, "auto").suspect is None
+    assert layout_of(Path("a.tsv"), ("en", "de"), Table(file="a.tsv")).suspect is None
 
 
 def test_two_columns_of_one_language_must_be_chosen() -> None:
@@ -119,6 +118,12 @@ def test_two_columns_of_one_language_must_be_chosen() -> None:
         "a.tsv, line 1: expected source, tab, target, found 3 columns. Set src_column and tgt_column to the columns to "
         "read, or fix the line."
     )
+
+
+def test_only_the_first_thousand_columns_are_searched_for_a_header() -> None:
+    for n, is_header in ((998, True), (999, False)):
+        write("a.tsv", tsv(("x",) * n + ("en", "de")))
+        assert (layout_of(Path("a.tsv"), ("en", "de"), Table(file="a.tsv")).header is not None) == is_header
 
 
 # ---- quotes in .tsv files
@@ -239,6 +244,50 @@ def test_headers_and_quotes_change_the_fingerprint() -> None:
     assert reader(file="a.tsv", quoting="none").fingerprint() == before
 
 
+@pytest.mark.parametrize("n", [SAMPLE_LINES - 1, SAMPLE_LINES, SAMPLE_LINES + 1])
+def test_quotes_are_found_even_if_the_sample_ends_inside_a_row(n: int) -> None:
+    rows = [PAIRS[0]] * (n - 1) + [("one\ntwo", "eins"), *PAIRS]
+    write("a.tsv", written([*rows], delimiter="\t", quoting=csv.QUOTE_ALL))
+    assert texts(file="a.tsv") == [(src.replace("\n", " "), tgt) for src, tgt in rows]
+
+
+def test_a_field_that_is_too_long_for_csv_is_named() -> None:
+    limit = "a.csv, line 2 has a field of more than 131,072 characters. Split or remove the line."
+    for long in ("x" * 200_000, f'"{"x" * 200_000}"'):
+        assert error_of(file=write("a.csv", f"a,b\n{long},c\nd,e\n")) == limit
+
+
+def test_the_last_suffix_decides_about_the_format() -> None:
+    write("a.csv.tsv", '1,5\t"one" or two\n')
+    assert texts(file="a.csv.tsv") == [("1,5", '"one" or two')]
+
+
+def test_rows_of_a_csv_file_are_read_from_a_pipe_one_by_one() -> None:
+    os.mkfifo("a.csv")
+    is_first_read = threading.Event()
+
+    def feed() -> None:
+        with open("a.csv", "wb", buffering=0) as stream:
+            stream.write(b'"one, two",eins\n')
+            is_first_read.wait(timeout=60)
+            stream.write(b"three,drei\n")
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    pairs = reader(file="a.csv").pairs()
+    assert next(pairs) == ("one, two", "eins", 1)
+    is_first_read.set()
+    assert list(pairs) == [("three", "drei", 2)]
+    feeder.join()
+
+
+def test_a_column_that_the_header_does_not_have_is_an_error_of_its_line() -> None:
+    write("a.tsv", tsv(("en", "de"), *PAIRS))
+    assert error_of(file="a.tsv", src_column=1, tgt_column=5) == (
+        "a.tsv, line 2 has 2 columns, but column 5 is expected. Fix or remove the line."
+    )
+
+
 # ---- real text
 
 
@@ -250,7 +299,7 @@ def test_real_text_has_no_false_header_and_no_false_quotes(name: str) -> None:
     lines = [f"{pair.src}\t{pair.tgt}" for pair in pairs if "\t" not in pair.src + pair.tgt]
     for start in range(0, len(lines), SAMPLE_LINES // 4):
         path = Path(write("a.tsv", "".join(f"{line}\n" for line in lines[start : start + SAMPLE_LINES // 4])))
-        layout = layout_of(path, ("en", "de"), None, "auto")
+        layout = layout_of(path, ("en", "de"), Table(file="a.tsv"))
         assert (layout.header, layout.suspect, layout.has_quotes) == (None, None, False)
 
 

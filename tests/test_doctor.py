@@ -11,6 +11,7 @@ from collections import namedtuple
 from collections.abc import Callable
 from itertools import pairwise, takewhile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -83,7 +84,7 @@ def a_config(**changes: Any) -> RunConfig:
         "train": {"batch_tokens": 1024, "max_steps": 200, "warmup_steps": 50, "device": "cpu"},
     }
     for section, values in changes.items():
-        mapping[section] = {**mapping[section], **values} if isinstance(values, dict) else values
+        mapping[section] = {**mapping.get(section, {}), **values} if isinstance(values, dict) else values
     return RunConfig(**mapping)
 
 
@@ -520,6 +521,44 @@ def test_without_py3langid_a_note_says_that_languages_are_not_checked(
     (finding,) = findings_of()
     checks._identifier.cache_clear()
     assert (finding.level, finding.check, finding.key) == ("note", "no_py3langid", "languages")
+
+
+def test_the_advised_vocabulary_has_room_for_all_characters_and_leaves_the_other_side_as_it_is() -> None:
+    def tokenizer(n_characters: int) -> Any:
+        pieces = ["<0x00>", "ab", *["a"] * n_characters]
+        return SimpleNamespace(vocab_size=2_000, pieces=lambda _: pieces, byte_ids=range(256))
+
+    def fixes(src: int, tgt: int, **settings: Any) -> list[str]:
+        sources = [SimpleNamespace(sample=SimpleNamespace(is_read=True), n_tokens=lambda _: 40_000.0)]
+        config = a_config(
+            tokenizer={"model": None, "vocab_size": 2_000, **settings}, model={"tied_embeddings": "decoder"}
+        )
+        rehearsed: Any = SimpleNamespace(sources=sources, tokenizers=(tokenizer(src), tokenizer(tgt)))
+        return [finding.fix for finding in rehearsal._vocabulary_size(rehearsed, config)]
+
+    assert fixes(50, 50) == ["set it to 800, or give more text"]
+    assert fixes(1_000, 1_000, user_symbols=["<x>"]) == ["set it to 1462, or give more text"]  # 1,200 + 256 + 4 + 2
+    assert fixes(1_500, 1_500) == ["give more text"]
+    assert fixes(50, 1_000, joint=False) == [
+        "set it to 400 and tokenizer.tgt_vocab_size to 2000, or give more text",
+        "set it to 1460, or give more text",
+    ]
+    assert fixes(50, 1_000, joint=False, tgt_vocab_size=3_000)[0] == "set it to 400, or give more text"
+
+
+@pytest.mark.parametrize(("setting", "level"), [("auto", "warning"), ("ko-mecab", "error")])
+def test_a_missing_tokenizer_of_bleu_is_named(
+    setting: str, level: str, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MeCab", "mecab_ko"):
+        monkeypatch.setitem(sys.modules, name, None)
+    write(lines)
+    found = [one for one in findings_of(tgt_lang="ko", eval={"bleu_tokenize": setting}) if one.key.startswith("eval")]
+    assert [(one.level, one.check, one.key) for one in found] == [(level, "bleu_tokenizer", "eval.bleu_tokenize")]
+    until = "; until then, BLEU of ko counts characters (tok:char)" if level == "warning" else ""
+    assert str(found[0]) == (
+        f"BLEU with tok:ko-mecab: mecab_ko is not installed{until}. Run pip install 'mt-train[ko]'."
+    )
 
 
 # --- Samples ----------------------------------------------------------------------------------------------------------

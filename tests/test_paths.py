@@ -74,6 +74,32 @@ def test_files_without_text_in_common_are_paired_by_their_order() -> None:
     )
 
 
+def test_folders_at_any_depth_are_paired_by_their_names() -> None:
+    for folder in ("a", "b", "b/c"):
+        Path(folder).mkdir()
+        shards(1, src=f"{folder}/{{}}.en", tgt=f"{folder}/{{}}.de")
+    Path("b/1.en").write_text("here\n")
+    found = read(src="**/*.en", tgt="**/*.de")
+    assert [pair.src for pair in found] == ["one 1", "here", "one 1"]
+    assert [pair.line for pair in found] == [1, 2, 3]
+
+
+def test_lines_are_counted_through_all_files_also_those_without_a_pair() -> None:
+    write("1.csv", "en,de\none,eins\n\n\n")
+    write("2.csv", 'two,zwei\n"three\nthree",drei\n\n')
+    write("3.csv", "")
+    write("4.csv", "four,vier\n")
+    numbers = {pair.src: pair.line for pair in read(file="[1-4].csv")}
+    assert numbers == {"one": 2, "two": 5, "three three": 6, "four": 9}
+    write("1.jsonl", '{"en": "one", "de": "eins"}\n\n \n')
+    write("2.jsonl", '{"en": "two", "de": "zwei"}\n')
+    assert [pair.line for pair in read(file="?.jsonl")] == [1, 4]
+    variants = "".join(f"<tuv xml:lang='{lang}'><seg>{lang}</seg></tuv>" for lang in ("en", "de"))
+    write("1.tmx", f"<tmx><body><tu>{variants}</tu><tu/><tu/></body></tmx>")
+    write("2.tmx", f"<tmx><body><tu/><tu>{variants}</tu></body></tmx>")
+    assert [pair.line for pair in read(file="?.tmx")] == [1, 5]
+
+
 def test_the_error_for_a_file_without_counterpart_names_it() -> None:
     shards(0, 1, 2)
     Path("shard-1.de").unlink()

@@ -60,10 +60,19 @@ def test_formatting_codes_are_left_out_and_highlighted_text_stays() -> None:
     assert read(file="a.tmx") == [("Bold, highlight and a line end.", "Fett", 1)]
 
 
+def test_highlights_may_be_nested_deeply_and_a_pretty_printed_segment_is_one_line() -> None:
+    nested = "<hi>" * 5_000 + "one" + "</hi>" * 5_000
+    write("a.tmx", tmx(unit(en=nested, de="\n    eins,\n\n    zwei  \n"), unit(en=" two ", de=f"a{' ' * 9}b\nc")))
+    assert read(file="a.tmx") == [("one", "eins, zwei", 1), (" two ", f"a{' ' * 9}b c", 2)]
+
+
 def test_a_file_in_utf16_or_with_a_namespace_is_read() -> None:
     text = tmx(unit(en="one", de="größer")).replace("UTF-8", "UTF-16")
     write("a.tmx", text.encode("utf-16"))
     assert read(file="a.tmx") == [("one", "größer", 1)]
+    text = tmx(unit(en="one<ph>x</ph>", de="eins")).replace("<tmx ", '<tmx xmlns="http://www.lisa.org/tmx14" ')
+    write("b.tmx", text)
+    assert read(file="b.tmx") == [("one", "eins", 1)]
 
 
 @pytest.mark.parametrize(
@@ -112,5 +121,5 @@ def test_units_are_dropped_once_they_are_read(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(mt.text.tmx, "_units", watched)
     write("a.tmx", tmx(*[unit(en="one", de="eins")] * 2_000))
-    assert sum(len(src) for src, _, _ in read_tmx(Path("a.tmx"), ("en", "de"), 500, Counter())) == 2_000
+    assert sum(len(src) for src, *_ in read_tmx(Path("a.tmx"), ("en", "de"), 500, Counter())) == 2_000
     assert most < 300

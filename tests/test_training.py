@@ -711,8 +711,34 @@ def test_a_run_keeps_the_corpus_that_it_started_with(tmp_path: Path, capsys: pyt
         train_run(with_train(config, max_steps=4), run_dir)
     assert str(caught.value) == (
         f"{run_dir}: the run's prepared corpus {tmp_path / 'text' / 'prepared' / fingerprint} does not exist any more, "
-        "and its text has changed. Restore one of them, or start over with another --run-dir."
+        "and its text or mt itself has changed. Restore one of them, or start over with another --run-dir."
     )
+
+
+def test_a_run_says_what_of_its_corpus_another_version_would_prepare_differently(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy_config(tmp_path / "text", max_steps=2)
+    run_dir = tmp_path / "run"
+    train_run(config, run_dir)
+    (prepared_dir,) = (tmp_path / "text" / "prepared").iterdir()
+    rest = f"changed since this run was started; it continues with the corpus prepared then ({prepared_dir})\n"
+    monkeypatch.setattr("mt.text.prepare.NORMALISER_VERSION", 99)
+    train_run(with_train(config, max_steps=3), run_dir)
+    assert f"note: mt's cleaning has {rest}" in capsys.readouterr().err
+    monkeypatch.setattr("mt.text.prepare._tokenizer_fingerprint", lambda *_: "of another version")
+    with (tmp_path / "text" / "train.en").open("a") as src, (tmp_path / "text" / "train.de").open("a") as tgt:
+        src.write("bar\n")
+        tgt.write("BAR\n")
+    train_run(with_train(config, max_steps=4), run_dir)
+    assert (
+        f"note: the text, the tokenizer (its file, or mt's defaults) and mt's cleaning have {rest}"
+    ) in capsys.readouterr().err
+    manifest = prepared_dir / "manifest.json"
+    manifest.write_text(manifest.read_text("utf-8").replace('"format_version": 3', '"format_version": 2'), "utf-8")
+    with pytest.raises(DataError, match="was prepared in format 2, but this version of mt reads format 3"):
+        train_run(with_train(config, max_steps=5), run_dir)
+    assert "changed" not in capsys.readouterr().err
 
 
 def test_the_error_for_a_damaged_run_record_says_what_to_do(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from mt.decode.outputs import Outputs, open_outputs
 from mt.errors import ConfigError, DataError
 from mt.system.console import Meter
 from mt.system.signals import exit_on_signals
-from mt.text.corpora import format_of, is_table
+from mt.text.corpora import is_table
+from mt.text.files import format_of
 
 if TYPE_CHECKING:  # imports torch, which takes seconds; errors in files come first
     from mt.decode.translator import Hypothesis, Translator

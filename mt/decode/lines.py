@@ -21,12 +21,13 @@ from typing import BinaryIO, cast
 from mt.config.settings import Table
 from mt.errors import DataError
 from mt.system.console import require_stream
-from mt.text.corpora import format_of, reader_of
+from mt.text.corpora import reader_of
 from mt.text.files import (
     MAX_LINE_BYTES,
     count_lines,
     endless_line,
     explained,
+    format_of,
     open_bytes,
     read_whole_lines,
     require_text,

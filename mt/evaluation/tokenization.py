@@ -38,7 +38,7 @@ def chosen_tokenizer(setting: str, tgt_lang: str | None) -> str:
     if setting != "auto":
         bleu(setting)
         return setting
-    wanted = DEFAULT_TOKENIZER if tgt_lang is None else _tokenizer_of(tgt_lang)
+    wanted = DEFAULT_TOKENIZER if tgt_lang is None else tokenizer_of(tgt_lang)
     try:
         bleu(wanted)
     except NotInstalledError as error:
@@ -47,7 +47,8 @@ def chosen_tokenizer(setting: str, tgt_lang: str | None) -> str:
     return wanted
 
 
-def _tokenizer_of(lang: str) -> str:
+def tokenizer_of(lang: str) -> str:
+    """Return the tokenizer that `auto` means for a language, if its package is installed."""
     if expected_scripts(lang) == _CHINESE:
         return "zh"
     return _OF_LANGUAGE.get(base_language(lang)) or ("char" if written_without_spaces(lang) else DEFAULT_TOKENIZER)

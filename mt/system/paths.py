@@ -109,5 +109,6 @@ def _by_matched_text(name: str, files: Sequence[Path]) -> dict[object, Path]:
     """Return the files by the texts that the wildcards match in them, or by their numbers if this is not known."""
     parts = _WILDCARD.split(expanded(name))
     pattern = "".join("(.*)" if i % 2 else re.escape(part) for i, part in enumerate(parts))
-    matches = [re.fullmatch(f"(?:.*/)?{pattern}", str(file)) for file in files]
+    # A folder in front, such as that of the config, is as short as possible: ** matches the folders behind it.
+    matches = [re.fullmatch(f"(?:.*/)??{pattern}", str(file)) for file in files]
     return {match.groups() if match else i: file for i, (match, file) in enumerate(zip(matches, files, strict=True))}

@@ -13,9 +13,10 @@ from typing import Literal
 
 import numpy as np
 
-from mt.config.settings import Corpus, RunConfig, Table
+from mt.config.settings import RunConfig, Table
 from mt.errors import ConfigError, DataError, MTError, NotInstalledError, statement, with_fix
-from mt.system.paths import matching
+from mt.text.corpora import CorpusReader
+from mt.text.files import format_of
 from mt.text.languages import LanguageIdentifier, expected_scripts, main_script, wrong_script_fraction
 from mt.text.lengths import first_break
 from mt.text.overlap import HeldOut, folded_all
@@ -73,30 +74,27 @@ _LFS = b"version https://git-lfs.github.com/spec/"
 _HTML = re.compile(rb"\s*(<!doctype html|<html|<\?xml)", re.IGNORECASE)
 
 
-def check_files(key: str, corpus: Corpus) -> Iterator[Finding]:
+def check_files(key: str, reader: CorpusReader) -> Iterator[Finding]:
     """Find files that can be opened, but are not what their names say."""
-    for name in map(str, _existing(corpus)):
-        if Path(name).exists() and not (Path(name).is_file() or Path(name).is_dir()):
+    files: list[Path] = []
+    with suppress(DataError):  # reading the corpus will report it
+        files = reader.files
+    for path in files:
+        if path.exists() and not path.is_file() and not path.is_dir():
             problem = "is a pipe or a device; it must be a regular file because it is read more than once"
-            yield Finding("error", "pipe", key, statement(name, problem), "save it as a file")
+            yield Finding("error", "pipe", key, statement(str(path), problem), "save it as a file")
             continue
         try:
-            with Path(name).open("rb") as stream:
+            with path.open("rb") as stream:
                 beginning = stream.read(_BEGINNING_BYTES)
         except OSError:
             continue  # reading the corpus will report it
         if beginning.startswith(_LFS):
             problem, fix = "is a Git LFS pointer, not the text itself", "fetch the text with git lfs pull"
-            yield Finding("error", "lfs_pointer", key, statement(name, problem), fix)
-        elif _HTML.match(beginning) and ".tmx" not in Path(name).suffixes:
+            yield Finding("error", "lfs_pointer", key, statement(str(path), problem), fix)
+        elif _HTML.match(beginning) and format_of(path) != ".tmx":
             problem, fix = "is a web page, not text", "download the file itself, not the page about it"
-            yield Finding("error", "web_page", key, statement(name, problem), fix)
-
-
-def _existing(corpus: Corpus) -> list[Path]:
-    with suppress(DataError):  # reading the corpus will report it
-        return [path for name in corpus.files for path in matching(name)]
-    return []
+            yield Finding("error", "web_page", key, statement(str(path), problem), fix)
 
 
 _MANY_WRAPPED = 0.5  # fraction of fields in quotes that are read as text
@@ -105,16 +103,14 @@ _MANY_SKIPPED = 0.1  # fraction of the units of a translation memory that lack o
 
 def check_layout(sample: Sample) -> Iterator[Finding]:
     """Find header lines, quotes and units that may be read in another way than the user expects."""
-    for path, layout in sample.layouts.items():
+    for path, layout in ({} if sample.error else sample.reader.layouts()).items():
         if layout.header is not None and isinstance(sample.corpus, Table) and sample.corpus.columns is None:
-            src, tgt = (layout.header[column] for column in layout.columns)
-            problem = f"line 1 is a header; its columns {src} and {tgt} are read, and it is not read as text"
             fix = "set src_column and tgt_column to read other columns"
-            yield Finding("note", "header", sample.key, statement(str(path), problem), fix)
+            yield Finding("note", "header", sample.key, statement(str(path), layout.about_header), fix)
         if layout.suspect is not None:
             problem = f"line 1 looks like a header ({', '.join(layout.suspect)}), but is read as text"
             langs = " and ".join(sample.langs)
-            fix = f"remove it, or set src_column and tgt_column to the columns in {langs} if it is a header"
+            fix = f"if it is a header, remove it, or set src_column and tgt_column to its names for {langs}"
             yield Finding("warning", "header", sample.key, statement(str(path), problem), fix)
         if layout.wrapped > _MANY_WRAPPED:
             problem = f"{percent(layout.wrapped)} of the fields are in quotes, which are read as part of the text"
@@ -356,14 +352,11 @@ def language_identifier(config: RunConfig) -> tuple[LanguageIdentifier | None, l
     """Return a language identifier, or a note that says why there is none."""
     try:
         return _identifier(config.src_lang, config.tgt_lang), []
-    except NotInstalledError as error:
-        problem = "languages: only scripts were checked, because py3langid is not installed"
-        return None, [Finding("note", "no_py3langid", "languages", problem, error.fix)]
     except ConfigError as error:
-        problem = f"languages: only scripts were checked: {error.problem}"
-        return None, [
-            Finding("note", "unknown_language", "languages", problem, "correct the language code if it is wrong")
-        ]
+        check, why, fix = "unknown_language", f": {error.problem}", "correct the language code if it is wrong"
+        if isinstance(error, NotInstalledError):
+            check, why, fix = "no_py3langid", ", because py3langid is not installed", error.fix
+        return None, [Finding("note", check, "languages", f"languages: only scripts were checked{why}", fix)]
 
 
 @cache

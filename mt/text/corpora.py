@@ -21,7 +21,7 @@ from mt.config.settings import Corpus, HubDataset, RunConfig, SacrebleuSet, Tabl
 from mt.errors import DataError, suggestion
 from mt.system import paths
 from mt.text.delimited import Layout, Rows, layout_of, read_delimited
-from mt.text.files import COMPRESSIONS, content_hash, count_lines, missing, read_line_chunks
+from mt.text.files import COMPRESSIONS, content_hash, count_lines, format_of, missing, read_line_chunks
 from mt.text.hub import count_rows, dataset_fingerprint, is_local, read_dataset
 from mt.text.languages import base_language
 from mt.text.lengths import first_break
@@ -33,7 +33,6 @@ _MOST_LINES_COMPARED = 50_000_000  # line lengths kept in memory to find where t
 _DELIMITED = (".tsv", ".csv")
 _FORMATS = (*_DELIMITED, ".jsonl", ".tmx", ".parquet")  # read by column
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_MISSING = object()
 
 
 class SentencePair(NamedTuple):
@@ -160,14 +159,9 @@ def _files(name: str, folder: str) -> list[Path]:
 
 def _file_fingerprint(path: Path) -> str:
     """Return the hash of the content, with the suffixes that decide how the file is read."""
-    suffixes = format_of(path) if format_of(path) in _FORMATS else ""
+    suffixes = format_of(path) if is_table(path) else ""
     suffixes += path.suffix if path.suffix in COMPRESSIONS else ""
     return f"{suffixes}:{content_hash(path)}"
-
-
-def format_of(path: Path) -> str:
-    """Return the suffix of the format, without the suffix of the compression."""
-    return (path.with_suffix("") if path.suffix in COMPRESSIONS else path).suffix
 
 
 def is_table(path: Path) -> bool:
@@ -183,23 +177,29 @@ def _layout_fingerprint(layout: Layout | None) -> str:
     """Return what is not read as text although it is in the file."""
     if layout is None:
         return ""
-    parts = {
-        "quotes": layout.has_quotes,
-        "header": layout.header is not None,
-        layout.separator: layout.separator != "\t",
-    }
-    return "".join(f":{part}" for part, is_so in parts.items() if is_so)
+    has_header, separator = layout.header is not None, layout.separator.strip("\t")
+    return ":quotes" * layout.has_quotes + ":header" * has_header + f":{separator}" * bool(separator)
 
 
-def _chunks(rows: Iterator[Rows]) -> Iterator[Chunk]:
-    return (Chunk(*one) for one in rows)
-
-
-def _numbered(rows: Iterator[Texts]) -> Iterator[Chunk]:
+def _numbered(parts: Iterator[Texts]) -> Iterator[Rows]:
     n_rows = 0
-    for src, tgt in rows:
-        yield Chunk(src, tgt, range(n_rows + 1, n_rows + len(src) + 1))
-        n_rows += len(src)
+    for src, tgt in parts:
+        first, n_rows = n_rows + 1, n_rows + len(src)
+        yield src, tgt, range(first, n_rows + 1), n_rows
+
+
+def _joined(files: Iterable[Iterator[Rows]], size: int) -> Iterator[Chunk]:
+    """Yield the rows of several files in chunks of `size`; lines are counted through."""
+
+    def chunks() -> Iterator[Chunk]:
+        n_read = 0
+        for rows in files:
+            n_before = n_read
+            for src, tgt, numbers, n_lines in rows:
+                yield Chunk(src, tgt, [n_before + number for number in numbers] if n_before else numbers)
+                n_read = n_before + n_lines
+
+    return rechunked(chunks(), size)
 
 
 def rechunked(chunks: Iterator[Chunk], size: int) -> Iterator[Chunk]:
@@ -229,7 +229,7 @@ class _TextFilesReader(CorpusReader):
     corpus: TextFiles
 
     def chunks(self, size: int, skipped: Counter[str] | None = None) -> Iterator[Chunk]:
-        return rechunked(_joined(_read_two_files(*pair, size) for pair in self._pairs), size)
+        return _joined((_numbered(_read_two_files(*pair, size)) for pair in self._pairs), size)
 
     def count(self) -> int | None:
         # A pipe can be read only once.
@@ -254,18 +254,7 @@ class _TextFilesReader(CorpusReader):
         ]
 
 
-def _joined(parts: Iterable[Iterator[Chunk]]) -> Iterator[Chunk]:
-    """Yield the chunks of several files; lines are counted through."""
-    last = 0
-    for chunks in parts:
-        n_before = last
-        for chunk in chunks:
-            lines = [n_before + line for line in chunk.lines] if n_before else chunk.lines
-            yield chunk._replace(lines=lines)
-            last = lines[-1] if lines else last
-
-
-def _read_two_files(src_path: Path, tgt_path: Path, size: int) -> Iterator[Chunk]:
+def _read_two_files(src_path: Path, tgt_path: Path, size: int) -> Iterator[Texts]:
     src_chunks, tgt_chunks = read_line_chunks(src_path, size), read_line_chunks(tgt_path, size)
     n_lines = 0
     while True:
@@ -276,7 +265,7 @@ def _read_two_files(src_path: Path, tgt_path: Path, size: int) -> Iterator[Chunk
             raise different_counts({src_path: n_src, tgt_path: n_tgt})
         if not src:
             return
-        yield Chunk(src, tgt, range(n_lines + 1, n_lines + len(src) + 1))
+        yield src, tgt
         n_lines += len(src)
 
 
@@ -310,7 +299,7 @@ class _TableReader(CorpusReader):
 
     def chunks(self, size: int, skipped: Counter[str] | None = None) -> Iterator[Chunk]:
         skipped = Counter() if skipped is None else skipped
-        return rechunked(_joined(self._read(path, size, skipped) for path in self.files), size)
+        return _joined((self._read(path, size, skipped) for path in self.files), size)
 
     def count(self) -> int | None:
         if any(not path.is_file() or format_of(path) == ".tmx" for path in self.files):  # a pipe can be read only once
@@ -329,21 +318,19 @@ class _TableReader(CorpusReader):
         return [path for name in self.corpus.files for path in _files(name, self.folder)]
 
     def layouts(self) -> dict[Path, Layout]:
-        corpus, files = self.corpus, [path for path in self.files if format_of(path) in _DELIMITED]
-        return {path: layout_of(path, self.langs, corpus.columns, corpus.quoting) for path in files}
+        files = [path for path in self.files if format_of(path) in _DELIMITED]
+        return {path: layout_of(path, self.langs, self.corpus) for path in files}
 
-    def _read(self, path: Path, size: int, skipped: Counter[str]) -> Iterator[Chunk]:
-        """Yield chunks of about `size` pairs."""
-        corpus, format_ = self.corpus, format_of(path)
+    def _read(self, path: Path, size: int, skipped: Counter[str]) -> Iterator[Rows]:
+        format_ = format_of(path)
         if format_ in _DELIMITED:
-            name = corpus.description
-            return _chunks(read_delimited(path, self.langs, corpus.columns, corpus.quoting, size, skipped, name))
+            return read_delimited(path, self.langs, self.corpus, size, skipped)
         if format_ == ".jsonl":
             return self._read_jsonl(path, size)
         if format_ == ".tmx":
-            return _chunks(read_tmx(path, self.langs, size, skipped))
+            return read_tmx(path, self.langs, size, skipped)
         if path.suffix == ".parquet":
-            return _numbered(read_parquet(path, self.langs, corpus.columns, size))
+            return _numbered(read_parquet(path, self.langs, self.corpus.columns, size))
         if format_ == ".parquet":
             problem = "is a compressed Parquet file, which cannot be read (Parquet compresses its own contents)"
             raise DataError(path, problem, f"unpack it to {path.with_suffix('')}")
@@ -351,7 +338,7 @@ class _TableReader(CorpusReader):
         fix = "rename the file, or give two plain text files as {src: FILE, tgt: FILE}"
         raise DataError(path, f"{problem}.parquet", fix)
 
-    def _read_jsonl(self, path: Path, size: int) -> Iterator[Chunk]:
+    def _read_jsonl(self, path: Path, size: int) -> Iterator[Rows]:
         columns = self.corpus.columns
         for column in columns or ():
             if isinstance(column, int):
@@ -360,20 +347,16 @@ class _TableReader(CorpusReader):
         keys = self.langs if columns is None else (str(columns[0]), str(columns[1]))
         n_lines = 0
         for lines in read_line_chunks(path, size):
-            numbers: list[int] = []
-            chunk = Chunk([], [], numbers)
+            pairs: list[SentencePair] = []
             for number, line in enumerate(lines, start=n_lines + 1):
                 if not line or line.isspace():
                     continue
                 try:
-                    src, tgt = _json_pair(line, keys, is_language=columns is None)
+                    pairs.append(SentencePair(*_json_pair(line, keys, is_language=columns is None), number))
                 except DataError as error:
                     raise error.within(f"{path}, line {number:,}") from None
-                chunk.src.append(src)
-                chunk.tgt.append(tgt)
-                numbers.append(number)
-            yield chunk
             n_lines += len(lines)
+            yield [pair.src for pair in pairs], [pair.tgt for pair in pairs], [pair.line for pair in pairs], n_lines
 
 
 def _json_pair(line: str, keys: tuple[str, str], is_language: bool) -> tuple[str, str]:
@@ -394,15 +377,13 @@ def _json_pair(line: str, keys: tuple[str, str], is_language: bool) -> tuple[str
 
 def _json_text(row: dict[str, Any], key: str) -> str:
     """Return the text at a key, or at a path of keys joined by dots."""
-    text: Any = row.get(key, _MISSING)
-    if text is _MISSING:
-        text = row
-        for part in key.split("."):
-            if not isinstance(text, dict) or part not in text:
-                fix = "set src_column and tgt_column to the keys of the text, or fix the line"
-                found = f"its keys are {', '.join(row)}" if row else "it is an empty object"
-                raise DataError("", f"has no key {key}, {found}", fix)
-            text = text[part]
+    text: Any = row
+    for part in [key] if key in row else key.split("."):
+        if not isinstance(text, dict) or part not in text:
+            fix = "set src_column and tgt_column to the keys of the text, or fix the line"
+            found = f"its keys are {', '.join(row)}" if row else "it is an empty object"
+            raise DataError("", f"has no key {key}, {found}", fix)
+        text = text[part]
     if not isinstance(text, str):
         raise DataError(f"expected text at the key {key}, found {json.dumps(text)[:60]}")
     return text
@@ -416,7 +397,7 @@ class _HubReader(CorpusReader):
     corpus: HubDataset
 
     def chunks(self, size: int, skipped: Counter[str] | None = None) -> Iterator[Chunk]:
-        return rechunked(_numbered(read_dataset(self.corpus, self._split, self.langs, size)), size)
+        return _joined([_numbered(read_dataset(self.corpus, self._split, self.langs, size))], size)
 
     def count(self) -> int | None:
         return count_rows(self.corpus, self._split)
@@ -444,7 +425,8 @@ class _SacrebleuReader(CorpusReader):
     corpus: SacrebleuSet
 
     def chunks(self, size: int, skipped: Counter[str] | None = None) -> Iterator[Chunk]:
-        return _read_two_files(*_sacrebleu_files(self.corpus.sacrebleu, *self.langs), size)
+        files = _sacrebleu_files(self.corpus.sacrebleu, *self.langs)
+        return _joined([_numbered(_read_two_files(*files, size))], size)
 
     def count(self) -> int | None:
         return count_lines(_sacrebleu_files(self.corpus.sacrebleu, *self.langs)[0])

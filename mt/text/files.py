@@ -43,6 +43,11 @@ _MAX_UNPACKER_BYTES = 128 << 20  # of memory that an .xz file may ask for; the l
 _DECODED_BYTES = 1 << 16  # decoded at once; text of this size stays in the processor's cache
 
 
+def format_of(path: Path) -> str:
+    """Return the suffix of a file's format, without the suffix of its compression."""
+    return (path.with_suffix("") if path.suffix in COMPRESSIONS else path).suffix
+
+
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message, or the name of its class if it has no message."""
     return (str(error).splitlines() or [""])[0] or type(error).__name__

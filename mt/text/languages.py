@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -89,29 +89,36 @@ _WORD = re.compile(r"\w+")
 _HAN_CHARACTERS_PER_WORD = 2
 _THAI_CHARACTERS_PER_WORD = 4
 
-# Codes of three letters (ISO 639-3 and 639-2) of the languages above, and of the members of their macrolanguages in
-# FLORES-200 → codes of two letters.
-_SHORT_CODES: dict[str, str] = dict(
-    re.findall(
-        r"(\w+):(\w+)",
-        """
-    aar:aa abk:ab afr:af aka:ak alb:sq als:sq amh:am ara:ar arb:ar arg:an arm:hy asm:as ava:av aym:ay ayr:ay aze:az
-    azj:az bak:ba bam:bm baq:eu bel:be ben:bn bis:bi bod:bo bos:bs bre:br bul:bg bur:my cat:ca ces:cs cha:ch che:ce
-    chi:zh chu:cu chv:cv cmn:zh cor:kw cos:co cre:cr cym:cy cze:cs dan:da deu:de div:dv dut:nl dzo:dz ekk:et ell:el
-    eng:en epo:eo est:et eus:eu ewe:ee fao:fo fas:fa fij:fj fin:fi fra:fr fre:fr fry:fy ful:ff fuv:ff gaz:om geo:ka
-    ger:de gla:gd gle:ga glg:gl glv:gv gre:el grn:gn gug:gn guj:gu hat:ht hau:ha hbs:sh heb:he hin:hi hmo:ho hrv:hr
-    hun:hu hye:hy ibo:ig ice:is ido:io iii:ii iku:iu ile:ie ina:ia ind:id ipk:ik isl:is ita:it jav:jv jpn:ja kal:kl
-    kan:kn kas:ks kat:ka kau:kr kaz:kk khk:mn khm:km kik:ki kin:rw kir:ky kmr:ku knc:kr kom:kv kon:kg kor:ko kur:ku
-    lao:lo lat:la lav:lv lim:li lin:ln lit:lt ltz:lb lub:lu lug:lg lvs:lv mac:mk mah:mh mal:ml mao:mi mar:mr may:ms
-    mkd:mk mlg:mg mlt:mt mon:mn mri:mi msa:ms mya:my nau:na nav:nv nbl:nr nde:nd nep:ne nld:nl nno:nn nob:nb nor:no
-    npi:ne nya:ny oci:oc oji:oj ori:or orm:om ory:or oss:os pan:pa pbt:ps per:fa pes:fa plt:mg pol:pl por:pt prs:fa
-    pus:ps que:qu quy:qu roh:rm ron:ro rum:ro run:rn rus:ru sag:sg san:sa sin:si slk:sk slo:sk slv:sl sme:se smo:sm
-    sna:sn snd:sd som:so sot:st spa:es sqi:sq srd:sc srp:sr ssw:ss sun:su swa:sw swe:sv swh:sw tah:ty tam:ta tat:tt
-    tel:te tgk:tg tgl:tl tha:th tib:bo tir:ti ton:to tsn:tn tso:ts tuk:tk tur:tr twi:tw uig:ug ukr:uk urd:ur uzb:uz
-    uzn:uz ven:ve vie:vi vol:vo wel:cy wln:wa wol:wo xho:xh ydd:yi yid:yi yor:yo zho:zh zsm:ms zul:zu
-    """,
-    )
-)
+# Two-letter codes of languages → their codes of three letters (ISO 639-2 and 639-3), those of the members of their
+# macrolanguages in FLORES-200, and names of the languages, in English and in themselves.
+_SYNONYMS = """
+    aa aar; ab abk; af afr afrikaans; ak aka; am amh; an arg; ar ara arb arabic العربية; as asm; av ava; ay aym ayr;
+    az aze azj; ba bak; be bel belarusian беларуская; bg bul bulgarian български; bi bis; bm bam; bn ben bengali
+    বাংলা; bo bod tib; br bre; bs bos; ca cat catalan català; ce che; ch cha; co cos; cr cre; cs ces cze czech
+    čeština česky; cu chu; cv chv; cy cym wel welsh cymraeg; da dan danish dansk; de deu ger german deutsch; dv div;
+    dz dzo; ee ewe; el ell gre greek ελληνικά; en eng english; eo epo; es spa spanish español castellano; et ekk est
+    estonian eesti; eu baq eus basque euskara; fa fas per pes prs persian farsi فارسی; ff ful fuv; fi fin finnish
+    suomi; fj fij; fo fao; fr fra fre french français; fy fry; ga gle irish gaeilge; gd gla; gl glg galician galego;
+    gn grn gug; gu guj gujarati ગુજરાતી; gv glv; ha hau; he heb hebrew עברית; hi hin hindi हिन्दी; ho hmo; hr hrv
+    croatian hrvatski; ht hat; hu hun hungarian magyar; hy arm hye armenian հայերեն; ia ina; id ind indonesian; ie
+    ile; ig ibo; ii iii; ik ipk; io ido; is ice isl icelandic íslenska; it ita italian italiano; iu iku; ja jpn
+    japanese 日本語; jv jav; ka geo kat georgian ქართული; kg kon; ki kik; kk kaz kazakh қазақша; kl kal; km khm khmer
+    ខ្មែរ; kn kan kannada ಕನ್ನಡ; ko kor korean 한국어; kr kau knc; ks kas; ku kmr kur; kv kom; kw cor; ky kir; la lat;
+    lb ltz; lg lug; li lim; ln lin; lo lao ລາວ; lt lit lithuanian lietuvių; lu lub; lv lav lvs latvian latviešu; mg
+    mlg plt; mh mah; mi mao mri; mk mac mkd macedonian македонски; ml mal malayalam മലയാളം; mn khk mon mongolian
+    монгол; mr mar marathi मराठी; ms may msa zsm malay melayu; mt mlt maltese malti; my bur mya burmese မြန်မာ; na
+    nau; nb nob bokmål; nd nde; ne nep npi nepali नेपाली; nl dut nld dutch nederlands; nn nno nynorsk; no nor
+    norwegian norsk; nr nbl; nv nav; ny nya; oc oci; oj oji; om gaz orm; or ori ory; os oss; pa pan punjabi ਪੰਜਾਬੀ;
+    pl pol polish polski; ps pbt pus; pt por portuguese português; qu que quy; rm roh; rn run; ro ron rum romanian
+    română; ru rus russian русский; rw kin; sa san; sc srd; sd snd; se sme; sg sag; sh hbs; si sin; sk slk slo
+    slovak slovenčina; sl slv slovene slovenian slovenščina; sm smo; sn sna; so som; sq alb als sqi albanian shqip;
+    sr srp serbian српски; ss ssw; st sot; su sun; sv swe swedish svenska; sw swa swh swahili kiswahili; ta tam
+    tamil தமிழ்; te tel telugu తెలుగు; tg tgk; th tha thai ไทย; ti tir; tk tuk; tl tgl tagalog filipino; tn tsn; to
+    ton; tr tur turkish türkçe; ts tso; tt tat; tw twi; ty tah; ug uig; uk ukr ukrainian українська; ur urd urdu
+    اردو; uz uzb uzn uzbek; ve ven; vi vie vietnamese; vo vol; wa wln; wo wol; xh xho; yi ydd yid; yo yor; zh chi
+    cmn zho chinese mandarin 中文 汉语 漢語; zu zul
+"""
+_SHORT_CODES = {name: code for code, *names in map(str.split, _SYNONYMS.split(";")) for name in names}
 
 
 def base_language(lang: str) -> str:
@@ -120,34 +127,7 @@ def base_language(lang: str) -> str:
     return _SHORT_CODES.get(code, code)
 
 
-# Names of languages, in English and in themselves, and their codes of three letters.
-_NAMES = {
-    "af": "afr afrikaans", "ar": "ara arabic العربية", "be": "bel belarusian беларуская",
-    "bg": "bul bulgarian български", "bn": "ben bengali বাংলা", "ca": "cat catalan català",
-    "cs": "ces cze czech čeština česky", "cy": "cym wel welsh cymraeg", "da": "dan danish dansk",
-    "de": "deu ger german deutsch", "el": "ell gre greek ελληνικά", "en": "eng english",
-    "es": "spa spanish español castellano", "et": "est estonian eesti", "eu": "eus baq basque euskara",
-    "fa": "fas per persian farsi فارسی", "fi": "fin finnish suomi", "fr": "fra fre french français",
-    "ga": "gle irish gaeilge", "gl": "glg galician galego", "gu": "guj gujarati ગુજરાતી", "he": "heb hebrew עברית",
-    "hi": "hin hindi हिन्दी", "hr": "hrv croatian hrvatski", "hu": "hun hungarian magyar",
-    "hy": "hye arm armenian հայերեն", "id": "ind indonesian", "is": "isl ice icelandic íslenska",
-    "it": "ita italian italiano", "ja": "jpn japanese 日本語", "ka": "kat geo georgian ქართული",
-    "kk": "kaz kazakh қазақша", "km": "khm khmer ខ្មែរ", "kn": "kan kannada ಕನ್ನಡ", "ko": "kor korean 한국어",
-    "lo": "lao ລາວ", "lt": "lit lithuanian lietuvių", "lv": "lav latvian latviešu",
-    "mk": "mkd mac macedonian македонски", "ml": "mal malayalam മലയാളം", "mn": "mon mongolian монгол",
-    "mr": "mar marathi मराठी", "ms": "msa may malay melayu", "mt": "mlt maltese malti",
-    "my": "mya bur burmese မြန်မာ", "nb": "nob bokmål", "ne": "nep nepali नेपाली",
-    "nl": "nld dut dutch nederlands", "nn": "nno nynorsk", "no": "nor norwegian norsk", "pa": "pan punjabi ਪੰਜਾਬੀ",
-    "pl": "pol polish polski", "pt": "por portuguese português", "ro": "ron rum romanian română",
-    "ru": "rus russian русский", "sk": "slk slo slovak slovenčina", "sl": "slv slovene slovenian slovenščina",
-    "sq": "sqi alb albanian shqip", "sr": "srp serbian српски", "sv": "swe swedish svenska",
-    "sw": "swa swahili kiswahili", "ta": "tam tamil தமிழ்", "te": "tel telugu తెలుగు", "th": "tha thai ไทย",
-    "tl": "tgl tagalog filipino", "tr": "tur turkish türkçe", "uk": "ukr ukrainian українська",
-    "ur": "urd urdu اردو", "uz": "uzb uzbek", "vi": "vie vietnamese", "zh": "zho chi chinese mandarin 中文 汉语 漢語",
-}  # fmt: skip
-_CODE_OF = {name: code for code, names in _NAMES.items() for name in names.split()}
-
-
+@lru_cache(maxsize=10_000)
 def closeness(written: str, lang: str) -> int:
     """Return how well a code or a name of a language fits the code `lang`: 0 not at all, 3 exactly.
 
@@ -157,7 +137,7 @@ def closeness(written: str, lang: str) -> int:
     parts, wanted = (re.split("[-_]", code.strip().casefold()) for code in (written, lang))
     if parts == wanted:
         return 3
-    parts[0], wanted[0] = (_CODE_OF.get(part, part) for part in (parts[0], wanted[0]))
+    parts[0], wanted[0] = (_SHORT_CODES.get(part, part) for part in (parts[0], wanted[0]))
     n = min(len(parts), len(wanted))
     return (2 if parts != wanted else 3) if parts[:n] == wanted[:n] else 0
 
@@ -165,7 +145,7 @@ def closeness(written: str, lang: str) -> int:
 def is_language(written: str) -> bool:
     """Return whether a text is the code or the name of a language, such as de-DE or German."""
     base, *variants = re.split("[-_]", written.strip().casefold())
-    return (base in _CODE_OF or base in EXPECTED) and all(2 <= len(part) <= 8 for part in variants)
+    return (base in _SHORT_CODES or base in EXPECTED) and all(2 <= len(part) <= 8 for part in variants)
 
 
 def expected_scripts(lang: str) -> frozenset[str] | None:

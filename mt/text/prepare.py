@@ -81,7 +81,17 @@ _log = logging.getLogger(__name__)
 
 
 def corpus_fingerprint(config: RunConfig, given: Sequence[Path] = ()) -> str:
-    """Return 16 hexadecimal digits that identify the content of all corpora and the settings of preparation.
+    """Return 16 hexadecimal digits that identify the inputs of a corpus; see `corpus_inputs`."""
+    return fingerprint_of(corpus_inputs(config, given))
+
+
+def fingerprint_of(inputs: Mapping[str, Any]) -> str:
+    canonical = json.dumps(inputs, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
+
+
+def corpus_inputs(config: RunConfig, given: Sequence[Path] = ()) -> dict[str, Any]:
+    """Return what decides about a prepared corpus: the content of all corpora and the settings of preparation.
 
     It does not depend on the paths and weights of corpora: a weight changes the training plan, not the corpus.
 
@@ -92,7 +102,7 @@ def corpus_fingerprint(config: RunConfig, given: Sequence[Path] = ()) -> str:
     """
     data = config.data
     entries = {key: [reader.fingerprint(), reader.corpus.tag] for key, reader in readers_of(config).items()}
-    content = {
+    inputs = {
         "format_version": CORPUS_FORMAT_VERSION,
         "src_lang": config.src_lang,
         "tgt_lang": config.tgt_lang,
@@ -102,9 +112,22 @@ def corpus_fingerprint(config: RunConfig, given: Sequence[Path] = ()) -> str:
         "tokenizer": _tokenizer_fingerprint(config, given),
         "cleaning": [data.max_tokens, asdict(data.clean), NORMALISER_VERSION],
     }
-    del content["cleaning"][1]["max_removed"]  # it decides whether there is a corpus, not which
-    canonical = json.dumps(content, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
+    del inputs["cleaning"][1]["max_removed"]  # it decides whether there is a corpus, not which
+    as_in_manifest: dict[str, Any] = json.loads(json.dumps(inputs))
+    return as_in_manifest
+
+
+def changed_inputs(corpus: PreparedCorpus, inputs: Mapping[str, Any]) -> list[str]:
+    """Return in words which inputs differ from those of a prepared corpus with the same config."""
+    before = corpus.manifest.get("inputs")
+    if before is None:  # an earlier version of mt did not store them
+        return ["the text or the version of mt"]
+    words = {
+        "the text": ("train", "valid", "test"),
+        "the tokenizer (its file, or mt's defaults)": ("tokenizer",),
+        "mt's cleaning": ("cleaning",),
+    }
+    return [what for what, keys in words.items() if any(before[key] != inputs[key] for key in keys)]
 
 
 def _tokenizer_fingerprint(config: RunConfig, given: Sequence[Path]) -> Any:
@@ -142,7 +165,7 @@ def prepare_corpus(config: RunConfig, given: Sequence[Path] = ()) -> PreparedCor
     if folder.exists():
         return _opened(folder, config)
     for key, reader in readers_of(config).items():
-        for finding in checks.check_files(key, reader.corpus):
+        for finding in checks.check_files(key, reader):
             raise DataError("", finding.problem, finding.fix)
         reader.check()
     for vocabulary in vocabularies(config):
@@ -296,10 +319,11 @@ class _Builder:
                 "findings": [asdict(finding) for finding in self.findings],
             }
             self._join_removed()
-        if corpus_fingerprint(self.config, self.given) != self.fingerprint:
+        inputs = corpus_inputs(self.config, self.given)
+        if fingerprint_of(inputs) != self.fingerprint:
             fix = "start again when no other program writes to the training, validation and test files"
             raise DataError("data", "a file was changed while the corpus was prepared from it", fix)
-        self._write_report_and_manifest(facts)
+        self._write_report_and_manifest(facts, inputs)
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
@@ -360,9 +384,8 @@ class _Builder:
                         sampler.add(stretch)
                     self.shards.append(shards.Shard(self.folder / "shards", corpus, number, len(chunk.src)))
                     yield self.shards[-1], chunk
-                self.samples.append(
-                    self._sample(f"data.train.{corpus}", corpus, reader, sampler.stretches, sampler.n_pairs)
-                )
+                drawn = sampler.stretches, sampler.n_pairs, self.skipped[corpus]
+                self.samples.append(Sample(f"data.train.{corpus}", reader, *drawn))
 
         counts = [reader.count() for reader in self.train_readers]
         n_pairs = None if None in counts else sum(filter(None, counts))
@@ -382,20 +405,14 @@ class _Builder:
         Args:
             sets: the pairs of the validation set and of each test set.
         """
-        readers, held_out = readers_of(self.config), []
+        held_out = []
         for name, pairs in sets.items():
             key = "data.valid" if name == "valid" else f"data.test.{name}"
-            chunks = (Chunk(*map(list, zip(*pairs, strict=True))),)
-            held_out.append(self._sample(key, name, readers[key], chunks, len(pairs)))
+            chunk = Chunk(*map(list, zip(*pairs, strict=True)))
+            held_out.append(Sample(key, self.held_out_readers[name], (chunk,), len(pairs), self.skipped[name]))
         self._warn(checks.check_text(self.config, self.samples, held_out))
         self._warn(self._check_removed("cleaned"))
         self._require_pairs("cleaned")
-
-    def _sample(
-        self, key: str, name: str | int, reader: CorpusReader, stretches: tuple[Chunk, ...], n_pairs: int
-    ) -> Sample:
-        read = (n_pairs, True, 0.0, None, reader.description, reader.layouts(), self.skipped[name])
-        return Sample(key, reader.corpus, reader.langs, stretches, *read)
 
     def _check_removed(self, stage: str) -> list[Finding]:
         """Return the warnings about pairs removed up to a stage; if there are too many, keep them for the user to see.
@@ -583,7 +600,7 @@ class _Builder:
                     with shard.path(f"{stage.name}.removed").open(encoding="utf-8", newline="\n") as rows:
                         joined.writelines(f"{description}\t{row}" for row in rows)
 
-    def _write_report_and_manifest(self, facts: dict[str, Any]) -> None:
+    def _write_report_and_manifest(self, facts: dict[str, Any], inputs: dict[str, Any]) -> None:
         config = self.config
         identity = {"format_version": CORPUS_FORMAT_VERSION, "fingerprint": self.fingerprint}
         identity |= {"src_lang": config.src_lang, "tgt_lang": config.tgt_lang}
@@ -604,6 +621,7 @@ class _Builder:
         files = [path for path in sorted(self.folder.iterdir()) if path.is_file() and path.name not in for_people]
         manifest = {
             **identity,
+            "inputs": inputs,
             "ids_dtype": ids_dtype(facts["tokenizer"]["vocab_size"]),
             **{key: facts[key] for key in ("train", "valid", "test", "tokenizer", "findings")},
             **origin,

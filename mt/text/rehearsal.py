@@ -52,10 +52,6 @@ class CleanedSample:
         """The estimated number of pairs of the whole corpus that cleaning keeps."""
         return len(self.pairs) * self.sample.scale
 
-    def findings(self, config: RunConfig) -> Iterator[Finding]:
-        """Return the findings of `check_removed` on the sample."""
-        return check_removed(self.sample.key, self.sample.corpus, self.tally, config.data.clean)
-
 
 @dataclass(frozen=True)
 class EncodedSample:
@@ -137,18 +133,14 @@ def rehearse(config: RunConfig, cleaned: Sequence[CleanedSample], given: Tokeniz
         ConfigError: the samples are the whole corpus, and the vocabulary size does not fit it.
     """
     started_at = time.perf_counter()
-    tokenizers = given or _trained(config, cleaned)
+    tokenizers = given or Tokenizers.of([_trained(vocabulary, cleaned) for vocabulary in vocabularies(config)])
     tokenizer_seconds = 0.0 if given else time.perf_counter() - started_at
     encoded = tuple(_encoded(sample, tokenizers, config.data.max_tokens) for sample in cleaned)
     vocab_size = given.vocab_size if given else config.tokenizer.vocab_sizes
     return Rehearsal(encoded, tokenizers, vocab_size, tokenizer_seconds)
 
 
-def _trained(config: RunConfig, cleaned: Sequence[CleanedSample]) -> Tokenizers:
-    return Tokenizers.of([_trained_one(vocabulary, cleaned) for vocabulary in vocabularies(config)])
-
-
-def _trained_one(vocabulary: Vocabulary, cleaned: Sequence[CleanedSample]) -> Tokenizer:
+def _trained(vocabulary: Vocabulary, cleaned: Sequence[CleanedSample]) -> Tokenizer:
     """Train a tokenizer of the configured size; if the samples are only a part of the corpus, perhaps a smaller one."""
     settings, first_error = vocabulary.settings, None
     is_whole = all(sample.sample.is_whole for sample in cleaned)
@@ -189,6 +181,7 @@ _REMOVED_FROM_GOOD_TEXT = ("contaminated", *DUPLICATES)
 _MANY_TOO_LONG = 0.05
 _MANY_BYTES = 0.02
 _MANY_UNKNOWN = 0.005
+_MORE_CHARACTERS = 1.2  # the whole text may have more characters than the sample
 FEWEST_OCCURRENCES = 50  # of a piece on average; with fewer, the vocabulary is too large
 
 
@@ -286,7 +279,10 @@ def _vocabulary_size(rehearsal: Rehearsal, config: RunConfig) -> Iterator[Findin
             # The fewest pieces: characters, bytes, special pieces, and two for each symbol.
             tokenizer = rehearsal.tokenizers[vocabulary.sides[0]]
             n_characters = sum(len(piece) == 1 for piece in tokenizer.pieces(range(tokenizer.vocab_size)))
-            fewest = n_characters + len(tokenizer.byte_ids) + EOS_ID + 1 + 2 * len(vocabulary.symbols) + 1
+            n_special = len(tokenizer.byte_ids) + EOS_ID + 1 + 2 * len(vocabulary.symbols)
+            fewest = math.ceil(_MORE_CHARACTERS * n_characters) + n_special
             smaller = max(SMALLEST_VOCABULARY, fewest, rounded(n_tokens / (2 * FEWEST_OCCURRENCES)))
-            fix = f"set it to {smaller}, or " if smaller < size else ""
+            is_for_both = vocabulary.sides == (0,) and config.tokenizer.tgt_vocab_size is None
+            target = f" and tokenizer.tgt_vocab_size to {size}" if is_for_both else ""
+            fix = f"set it to {smaller}{target}, or " if smaller < size else ""
             yield Finding("warning", "vocabulary", key, problem, f"{fix}give more text")

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from mt.config.settings import Corpus
 from mt.errors import DataError
 from mt.text.corpora import Chunk, CorpusReader, SentencePair, rechunked
-from mt.text.delimited import Layout
 from mt.text.hub import UnreachableError
 
 SAMPLED_PAIRS = 20_000  # of each training corpus
@@ -25,16 +23,26 @@ class Sample:
     """The pairs drawn from a corpus, and facts about reading it."""
 
     key: str  # of the corpus in the config, such as data.train.0
-    corpus: Corpus
-    langs: tuple[str, str]
+    reader: CorpusReader
     stretches: tuple[Chunk, ...]  # each holds consecutive pairs
     n_pairs: int  # pairs that were read; all pairs of the corpus if `is_read`
-    is_read: bool  # whether the corpus was read to its end; time or an error may prevent it
-    seconds: float  # the time that reading took
+    skipped: Counter[str]  # lines and units that hold no pair
+    is_read: bool = True  # whether the corpus was read to its end; time or an error may prevent it
+    seconds: float = 0.0  # the time that reading took
     error: DataError | None = None
-    description: str = ""  # of the corpus, with the number of its files
-    layouts: Mapping[Path, Layout] = field(default_factory=dict)  # of .tsv and .csv files
-    skipped: Counter[str] = field(default_factory=Counter)  # lines and units that hold no pair
+
+    @property
+    def corpus(self) -> Corpus:
+        return self.reader.corpus
+
+    @property
+    def langs(self) -> tuple[str, str]:
+        return self.reader.langs
+
+    @property
+    def description(self) -> str:
+        """The corpus, with the number of its files if they were read."""
+        return self.corpus.description if self.error else self.reader.description
 
     @property
     def role(self) -> str:
@@ -103,11 +111,9 @@ def draw_sample(key: str, reader: CorpusReader, *, max_pairs: int, max_seconds: 
     Args:
         max_seconds: reading ends after this time.
     """
-    sampler, is_read, error = Sampler(max_pairs), False, None
-    description, layouts, skipped = reader.corpus.description, dict[Path, Layout](), Counter[str]()
+    sampler, is_read, error, skipped = Sampler(max_pairs), False, None, Counter[str]()
     started_at = time.perf_counter()
     try:
-        description, layouts = reader.description, reader.layouts()
         for stretch in _stretches(reader, skipped):
             sampler.add(stretch)
             is_enough = reader.is_streamed and sampler.n_pairs >= max_pairs
@@ -118,8 +124,7 @@ def draw_sample(key: str, reader: CorpusReader, *, max_pairs: int, max_seconds: 
     except DataError as failure:
         error = failure
     seconds = time.perf_counter() - started_at
-    read = (sampler.n_pairs, is_read, seconds, error, description, layouts, skipped)
-    return Sample(key, reader.corpus, reader.langs, sampler.stretches, *read)
+    return Sample(key, reader, sampler.stretches, sampler.n_pairs, skipped, is_read, seconds, error)
 
 
 def _stretches(reader: CorpusReader, skipped: Counter[str]) -> Iterator[Chunk]:

@@ -17,7 +17,7 @@ UNTRANSLATED = "units without both languages"  # name of skipped units in the re
 _XML_LANG = "{http://www.w3.org/XML/1998/namespace}lang"
 _CODES = frozenset(["bpt", "ept", "it", "ph", "ut"])  # their content is formatting, not text; hi contains text
 _MOST_LANGS = 20  # that a message names
-_LINE_END = re.compile(r"(?<!\s)\s*[\r\n]\s*")  # a run of spaces is read once, not once for each of its spaces
+_LINE_ENDS = re.compile(r"[\r\n]+")
 
 
 def read_tmx(path: Path, langs: tuple[str, str], size: int, skipped: Counter[str]) -> Iterator[Rows]:
@@ -33,9 +33,11 @@ def read_tmx(path: Path, langs: tuple[str, str], size: int, skipped: Counter[str
     """
     src, tgt, numbers = list[str](), list[str](), list[int]()
     n_units = n_pairs = 0
-    found: Counter[str] = Counter()
+    found: set[str] = set()
     for n_units, unit in enumerate(_units(path), start=1):
-        variants = [(one.get(_XML_LANG) or one.get("lang") or "", one.find("seg")) for one in unit.iter("tuv")]
+        variants = [
+            (one.get(_XML_LANG) or one.get("lang") or "", one.find("{*}seg")) for one in unit.iterfind("{*}tuv")
+        ]
         if len(found) < _MOST_LANGS:
             found.update(lang for lang, _ in variants)
         texts = [_text_in(lang, variants) for lang in langs]
@@ -47,14 +49,13 @@ def read_tmx(path: Path, langs: tuple[str, str], size: int, skipped: Counter[str
         numbers.append(n_units)
         n_pairs += 1
         if len(src) >= size:
-            yield src, tgt, numbers
+            yield src, tgt, numbers, n_units
             src, tgt, numbers = [], [], []
-    if src:
-        yield src, tgt, numbers
+    yield src, tgt, numbers, n_units
     if n_units and not n_pairs:
         wanted = f"both {langs[0]} and {langs[1]}" if langs[0] != langs[1] else langs[0]
         problem = f"none of its {n_units:,} units has {wanted}"
-        raise DataError(path, f"{problem}; its languages are {', '.join(sorted(filter(None, found)))}")
+        raise DataError(path, f"{problem}; its languages are {', '.join(sorted(filter(None, found))) or 'not given'}")
 
 
 def _units(path: Path) -> Iterator[Element]:
@@ -71,9 +72,12 @@ def _units(path: Path) -> Iterator[Element]:
                     opened.append(element)
                     continue
                 opened.pop()
-                if _name(element) == "tu":
+                if (name := _name(element)) in _CODES:
+                    element.text = None
+                    del element[:]
+                if name == "tu":
                     yield element
-                if len(opened) == 2 or _name(element) == "tu":  # an element of the body, or of the header
+                if len(opened) == 2 or name == "tu":  # an element of the body, or of the header
                     opened[-1].clear()
         except ParseError as error:
             raise _xml_error(path, error) from None
@@ -105,12 +109,5 @@ def _text_in(lang: str, variants: list[tuple[str, Element | None]]) -> str | Non
     if not any(fits):
         return None
     segment = variants[fits.index(max(fits))][1]
-    return "" if segment is None else _LINE_END.sub(" ", _text(segment))
-
-
-def _text(element: Element) -> str:
-    """Return the text of an element without formatting codes."""
-    parts = [element.text or ""]
-    for inner in element:
-        parts += ["" if _name(inner) in _CODES else _text(inner), inner.tail or ""]
-    return "".join(parts)
+    lines = [""] if segment is None else _LINE_ENDS.split("".join(segment.itertext()))
+    return lines[0] if len(lines) == 1 else " ".join(filter(None, map(str.strip, lines)))

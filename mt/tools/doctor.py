@@ -9,8 +9,8 @@ import logging
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 
 from mt.config.settings import RunConfig, VocabSizes
 from mt.errors import CheckpointError, ConfigError, DataError, MTError, statement
+from mt.evaluation.tokenization import bleu, tokenizer_of
 from mt.pipeline import config_of_corpus
 from mt.run_folder import RunFolder, initial_model
 from mt.system.device import choose_device, choose_dtype, memory_bytes
@@ -25,11 +26,11 @@ from mt.system.files import existing_folder
 from mt.system.provenance import n_cores
 from mt.text import checks
 from mt.text.checks import Finding, Level, rounded
-from mt.text.corpora import readers_of
+from mt.text.corpora import CorpusReader, readers_of
 from mt.text.corpus import PreparedCorpus, ids_dtype
 from mt.text.overlap import HeldOut
 from mt.text.prepare import corpus_fingerprint
-from mt.text.rehearsal import Rehearsal, check_rehearsal, clean_sample, rehearse
+from mt.text.rehearsal import Rehearsal, check_rehearsal, check_removed, clean_sample, rehearse
 from mt.text.sample import SAMPLED_PAIRS, Sample, draw_sample
 from mt.text.tokenizer import Tokenizer, Tokenizers, adopt_model, vocabularies
 from mt.training.engine import Footprint
@@ -87,9 +88,10 @@ class Diagnosis:
 def examine(config: RunConfig, run_dir: Path) -> Diagnosis:
     """Check a config and a sample of every corpus for problems; write nothing."""
     started_at = time.perf_counter()
-    corpora = config.data.corpora
-    findings = [finding for key, corpus in corpora.items() for finding in checks.check_files(key, corpus)]
-    samples = _samples(config, {finding.key for finding in findings})
+    readers = readers_of(config)
+    findings = [finding for key, reader in readers.items() for finding in checks.check_files(key, reader)]
+    broken = {finding.key for finding in findings}
+    samples = _samples({key: reader for key, reader in readers.items() if key not in broken})
     findings += _reading_errors(samples)
     _log.info("checking alignment, languages, form and repetition")
     train, held_out = ([sample for sample in samples if (sample.role == "train") == is_train] for is_train in (1, 0))
@@ -98,7 +100,8 @@ def examine(config: RunConfig, run_dir: Path) -> Diagnosis:
     if all(sample.pairs for sample in train) and len(train) == len(config.data.train):
         _log.info("testing cleaning, the tokenizer and encoding")
         forecast = _rehearse(config, run_dir, train, held_out, findings)
-    findings.sort(key=lambda finding: [*corpora, finding.key].index(finding.key))
+    findings += _bleu_findings(config)
+    findings.sort(key=lambda finding: [*readers, finding.key].index(finding.key))
     return Diagnosis(config, tuple(samples), tuple(findings), forecast, time.perf_counter() - started_at)
 
 
@@ -110,7 +113,8 @@ def _rehearse(
         sets = {sample.key: sample.pairs for sample in held_out}
         sought = HeldOut.of_run(config, sets) if config.data.clean.contamination else None
         cleaned = [clean_sample(sample, config, sought) for sample in train]
-        findings += [finding for sample in cleaned for finding in sample.findings(config)]
+        for one in cleaned:
+            findings += check_removed(one.sample.key, one.sample.corpus, one.tally, config.data.clean)
         rehearsal = rehearse(config, cleaned, _given_tokenizers(config))
     except MTError as error:
         key = "train.init_from" if isinstance(error, CheckpointError) else error.place or "data"
@@ -155,9 +159,8 @@ def _prepared_folder(config: RunConfig) -> str | None:
     return str(PreparedCorpus.open(folder).folder) if folder.is_dir() else None
 
 
-def _samples(config: RunConfig, broken: set[str]) -> list[Sample]:
-    """Return a sample of every corpus but the broken ones; validation and test sets are whole up to HELD_OUT_PAIRS."""
-    readers = {key: reader for key, reader in readers_of(config).items() if key not in broken}
+def _samples(readers: Mapping[str, CorpusReader]) -> list[Sample]:
+    """Return a sample of each corpus; validation and test sets are whole up to HELD_OUT_PAIRS."""
     samples, ends_at = [], time.perf_counter() + READING_SECONDS
     for n_left, (key, reader) in zip(range(len(readers), 0, -1), readers.items(), strict=True):
         _log.info(f"reading {key} ({reader.corpus.description})")
@@ -165,6 +168,19 @@ def _samples(config: RunConfig, broken: set[str]) -> list[Sample]:
         seconds = max(1.0, (ends_at - time.perf_counter()) / n_left)
         samples.append(draw_sample(key, reader, max_pairs=most, max_seconds=seconds))
     return samples
+
+
+def _bleu_findings(config: RunConfig) -> Iterator[Finding]:
+    """Find that BLEU's tokenizer cannot be used here. Training would count characters instead of `auto`, or fail."""
+    setting, lang = config.eval.bleu_tokenize, config.tgt_lang
+    try:
+        bleu(tokenizer_of(lang) if setting == "auto" else setting)
+    except ConfigError as error:
+        finding = Finding.of(error, "bleu_tokenizer", "eval.bleu_tokenize")
+        if setting == "auto":
+            problem = f"{finding.problem}; until then, BLEU of {lang} counts characters (tok:char)"
+            finding = replace(finding, level="warning", problem=problem)
+        yield finding
 
 
 def _reading_errors(samples: Sequence[Sample]) -> Iterator[Finding]:
@@ -221,7 +237,7 @@ def _setting_findings(config: RunConfig, forecast: Forecast) -> Iterator[Finding
             "so each update would contain pairs more than once"
         )
         smaller = max(config.data.max_tokens, rounded(epoch_tokens / 20))
-        fix = f"lower it, for example to {smaller}, or add text"
+        fix = f"lower it, for example to {smaller}, or add text" if smaller < train.batch_tokens else "add text"
         yield finding("warning", "batch", "train.batch_tokens", problem, fix)
 
     # Source: Sennrich and Zhang 2019, Revisiting Low-Resource Neural Machine Translation, section 4.
