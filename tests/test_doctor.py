@@ -188,7 +188,7 @@ def mojibake(lines: Lines) -> None:
     lines["train.de"] = [line.encode().decode("cp1252", "replace") for line in lines["train.de"]]
 
 
-@case("warning duplicates data.train.0")
+@case("note duplicates data.train.0")
 def duplicates(lines: Lines) -> None:
     for lang in ("en", "de"):
         lines[f"train.{lang}"] += [line.upper() for line in lines[f"train.{lang}"][:500]]
@@ -206,13 +206,13 @@ def pieces(lines: Lines) -> None:
 
 
 @case("warning contamination data.train.0", named="contamination is kept", data={"clean": {"contamination": False}})
-@case("warning contamination data.train.0")
+@case("note contamination data.train.0")
 def contamination(lines: Lines) -> None:
     for lang in ("en", "de"):
         lines[f"train.{lang}"][600:700] = lines[f"test.{lang}"][:100]
 
 
-@case("warning contamination data.train.0", "error nothing_left data.train")
+@case("note contamination data.train.0", "error nothing_left data.train")
 def training_text_that_is_the_test_set(lines: Lines) -> None:
     pairs = zip(lines["test.en"], lines["test.de"], strict=True)
     long = [pair for pair in pairs if min(len(side.split()) for side in pair) > 8]

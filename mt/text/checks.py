@@ -122,14 +122,14 @@ def check_layout(sample: Sample) -> Iterator[Finding]:
         yield warning("units", sample, None, problem, "check src_lang and tgt_lang if this is not intended")
 
 
-def warning(check: str, sample: Sample, side: int | None, problem: str, fix: str) -> Finding:
-    """Return a warning about a sample.
+def warning(check: str, sample: Sample, side: int | None, problem: str, fix: str, level: Level = "warning") -> Finding:
+    """Return a warning about a sample, or a finding of another level.
 
     Args:
         side: source side (0) or target side (1), if only one has the problem.
     """
     place = sample.corpus.description if side is None else sample.side_name(side)
-    return Finding("warning", check, sample.key, statement(place, problem), fix)
+    return Finding(level, check, sample.key, statement(place, problem), fix)
 
 
 def _such_as(sample: Sample, side: int, i: int) -> str:
@@ -434,6 +434,7 @@ def _long_texts(lines: Sequence[str]) -> list[str]:
 
 # ---------------------------------------------------------------------------------------------------- repetition
 
+_REMOVED = "check that this is intended: mt prepare removes them"
 _MANY_DUPLICATES = 0.15
 _CONTAMINATED = 0.01  # tolerated fraction of the smaller one of training sample and held-out set
 
@@ -453,9 +454,10 @@ def check_duplicates(sample: Sample, folds: Sequence[Sequence[str]], config: Run
         problem = (
             f"{percent(folded)} {what} repeat earlier ones, ignoring case and punctuation ({percent(exact)} exactly)"
         )
-        is_kept = config.data.clean.duplicates == "keep"
-        fix = "set data.clean.duplicates: folded" if is_kept else "check that this is intended: mt prepare removes them"
-        yield warning("duplicates", sample, None, problem, fix)
+        if config.data.clean.duplicates == "keep":
+            yield warning("duplicates", sample, None, problem, "set data.clean.duplicates: folded")
+        else:
+            yield warning("duplicates", sample, None, problem, _REMOVED, "note")
 
 
 def check_contamination(
@@ -468,9 +470,8 @@ def check_contamination(
     """
     sets = {sample.key: sample.pairs for sample in held_out}
     sets_to_find = HeldOut(sets, config.data.clean.contamination_words)
+    is_removed = config.data.clean.contamination
     fix = "set data.clean.contamination: true, otherwise scores on that set are too high"
-    if config.data.clean.contamination:
-        fix = "check that this is intended: mt prepare removes them"
     for sample, sides in zip(train, folds, strict=True):
         found: dict[str, list[int]] = {}
         for i, name in enumerate(map(sets_to_find.find, *sides)):
@@ -481,7 +482,14 @@ def check_contamination(
                 verb = "has" if len(places) == 1 else "have"
                 n = f"{len(places):,} of the {len(sample.pairs):,} pairs checked {verb}"
                 problem = f"{n} a sentence that is also in {name}, {_such_as(sample, 0, places[0])}"
-                yield warning("contamination", sample, None, problem, fix)
+                yield warning(
+                    "contamination",
+                    sample,
+                    None,
+                    problem,
+                    _REMOVED if is_removed else fix,
+                    "note" if is_removed else "warning",
+                )
 
 
 # ---------------------------------------------------------------------------------------------------- all of these
