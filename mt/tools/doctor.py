@@ -171,7 +171,7 @@ def _samples(readers: Mapping[str, CorpusReader]) -> list[Sample]:
 
 
 def _bleu_findings(config: RunConfig) -> Iterator[Finding]:
-    """Find that BLEU's tokenizer cannot be used here. Training would count characters instead of `auto`, or fail."""
+    """Check whether BLEU's tokenizer is installed: if not, training counts characters instead of `auto`, or fails."""
     setting, lang = config.eval.bleu_tokenize, config.tgt_lang
     try:
         bleu(tokenizer_of(lang) if setting == "auto" else setting)
