@@ -477,6 +477,12 @@ def test_an_incomplete_or_damaged_export_is_refused(exported: Exported, tmp_path
     assert str(caught.value) == (
         f"{folder}: CTranslate2 cannot load it: shared_vocabulary.json has other pieces than tokenizer.model"
     )
+    shutil.rmtree(folder)
+    copied(exported.export, tmp_path / "export")
+    manifest = json.loads((exported.export / "manifest.json").read_text("utf-8")) | {"n_positions": 5}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(MTError, match=r"cannot load it: its 5 positions are fewer than data\.max_tokens \(\d+\)$"):
+        load_translator(folder)
     manifest = json.loads((exported.export / "manifest.json").read_text("utf-8")) | {"format_version": 9}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     assert problem(folder) == (

@@ -667,6 +667,8 @@ def load_translator(
         for name, file, pieces in zip((names[0], names[-1]), (files[0], files[-1]), _pieces(tokenizers), strict=True):
             if read_json(folder.path / name) != pieces:
                 raise ValueError(f"{name} has other pieces than {file.name}")
+        if longest < config.data.max_tokens:
+            raise ValueError(f"its {longest:,} positions are fewer than data.max_tokens ({config.data.max_tokens:,})")
         backend = CTranslate2Backend(
             folder.path, tokenizers, n_positions=longest, quantization=quantization, device=device
         )

@@ -97,8 +97,7 @@ class UsualLines:
         def drawn(most: int) -> npt.NDArray[np.int64]:
             n = min(len(train), most)
             middles = (np.arange(n) + 0.5) / n * first_copies[-1]
-            positions: npt.NDArray[np.float64] = np.interp(middles, first_copies, first_pairs)
-            return positions.astype(np.int64)
+            return np.asarray(np.interp(middles, first_copies, first_pairs), np.int64)
 
         counts = sorted(count_sentences(tokenizer.decode(train.src[i]), src_lang) for i in drawn(_MOST_COUNTED))
         lengths = train.src.lengths[drawn(_MOST_MEASURED)]

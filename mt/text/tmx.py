@@ -26,7 +26,7 @@ def read_tmx(path: Path, langs: tuple[str, str], size: int, skipped: Counter[str
     Memory is that of the longest unit. Formatting codes inside of segments are left out.
 
     Args:
-        langs: twice the same reads one side alone.
+        langs: of both sides; twice the same language reads only that side.
         skipped: the number of units that lack one of the languages is added to it.
     Raises:
         DataError: the file is missing, damaged or not TMX, declares entities, or no unit has both languages.
