@@ -126,8 +126,8 @@ def _with_known_paths(config: RunConfig, folder: str, started: Path) -> RunConfi
         with contextlib.suppress(ConfigError):  # the run is not started
             before = settings_of(load_config(str(started), is_stored=True))
             texts = {key: value for key, value in settings_of(config).items() if isinstance(value, str)}
-            there = {key: os.path.join(folder, value) for key, value in texts.items()}
-            return load_config(config, {key: path for key, path in there.items() if path == before.get(key)})
+            gone = {key: os.path.join(folder, value) for key, value in texts.items() if not os.path.lexists(value)}
+            return load_config(config, {key: path for key, path in gone.items() if path == before.get(key)})
     return config
 
 
