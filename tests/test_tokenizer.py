@@ -277,11 +277,11 @@ def test_the_error_for_too_small_a_vocabulary_gives_the_minimum(tmp_path: Path) 
     # 300 characters, the space sign, 256 bytes, 4 special pieces
     assert str(caught.value) == (
         "tokenizer.vocab_size: 400 is too small: the characters, 256 bytes and special pieces already take 561. "
-        "Set it above 561, or lower tokenizer.character_coverage."
+        "Set it to 561 or more, or lower tokenizer.character_coverage."
     )
-    train_tokenizer(count_words(words), replace(config, vocab_size=562), tmp_path / "model")
+    train_tokenizer(count_words(words), replace(config, vocab_size=561), tmp_path / "model")
     # A config does not allow a lower coverage.
-    with pytest.raises(ConfigError, match=r"Set it above \d+\.$"):
+    with pytest.raises(ConfigError, match=r"Set it to \d+ or more\.$"):
         train_tokenizer(count_words(words), replace(config, character_coverage=0.9), tmp_path / "model")
 
 

@@ -339,7 +339,7 @@ def _explained(failure: RuntimeError, key: str, config: TokenizerConfig) -> Exce
         problem = f"{size} is too small: the characters, 256 bytes and special pieces already take {int(found[1]):,}"
         can_cover_less = config.character_coverage > LEAST_COVERAGE
         less = ", or lower tokenizer.character_coverage" if can_cover_less else ""
-        return ConfigError(key, problem, f"set it above {found[1]}{less}")
+        return ConfigError(key, problem, f"set it to {found[1]} or more{less}")
     return failure
 
 
