@@ -151,7 +151,7 @@ def evaluate(
     base = None if baseline is None else _text(baseline)
     options = EvalOptions(metrics, confidence, base, significance, n_samples, analysis, tokenize)
     if model is not None and hypotheses is None:
-        given = _given(data, sources, references)
+        given = _given(data, sources, references, tests)
         return evaluate_model(Path(model), tests, device, precision, options, n_processes, given)
     if model is not None or data is not None or hypotheses is None or references is None:
         raise TypeError("evaluate: expected a model, or hypotheses and references")
@@ -196,16 +196,21 @@ def compare(
     texts = [(name, _text(text)) for name, text in named]
     if references is not None and data is None and sources is None:
         return compare_files(texts, _texts(references), options, tgt_lang)
-    given = _given(data, sources, references)
+    given = _given(data, sources, references, tests)
     if given is None and not all(isinstance(text, Path) for _, text in texts):
         raise TypeError("compare: translations by name need references")
     return compare_models(texts, tests, device, precision, options, n_processes, given)
 
 
 def _given(
-    data: AnyCorpus | None, sources: Lines | None, references: Lines | Sequence[Lines] | None
+    data: AnyCorpus | None,
+    sources: Lines | None,
+    references: Lines | Sequence[Lines] | None,
+    tests: Sequence[str],
 ) -> GivenText | None:
     """Return the text that is given instead of a model's own test sets; None if there is none."""
+    if tests and (data is not None or sources is not None):
+        raise TypeError("expected tests of the model, or other text, not both")
     if data is None and sources is not None and references is not None:
         return _text(sources), _texts(references)
     if sources is not None or references is not None:

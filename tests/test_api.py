@@ -299,6 +299,8 @@ def test_a_model_is_scored_and_compared_on_any_text(folder: Path):
         mt.compare({"model": folder / "runs/toy", "other": ["x"]}, sources=src, references=tgt, **options)
     with pytest.raises(TypeError, match="expected sources and references, or data without them"):
         mt.evaluate(folder / "runs/toy", references=tgt)
+    with pytest.raises(TypeError, match="expected tests of the model, or other text, not both"):
+        mt.evaluate(folder / "runs/toy", sources=src, references=tgt, tests=["t"])
     with pytest.raises(mt.ConfigError, match=r"^data: expected one kind of corpus, with the keys"):
         mt.evaluate(folder / "runs/toy", data={"fil": "x.tsv"})
 

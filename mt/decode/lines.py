@@ -65,6 +65,7 @@ class LineReader:
         self._blocks: queue.Queue[bytes | list[bytes] | Exception] = queue.Queue(maxsize=_BLOCKS_AHEAD)
         self._lines: deque[bytes] = deque()
         self._unfinished: list[bytes] = []  # pieces of an incomplete line, joined when it is complete
+        self._n_unfinished = 0  # bytes of these pieces
         self._n_whole = 0  # lines that were complete
         self._is_at_end = False
         self._digest = hashlib.blake2b(digest_size=16)
@@ -132,9 +133,11 @@ class LineReader:
             for line in whole:
                 self._lines.append(b"".join([*self._unfinished, line]))
                 self._unfinished.clear()
+                self._n_unfinished = 0
             self._n_whole += len(whole)
             self._unfinished.append(rest)
-            if sum(map(len, self._unfinished)) > MAX_LINE_BYTES:
+            self._n_unfinished += len(rest)
+            if self._n_unfinished > MAX_LINE_BYTES:
                 raise endless_line(self.name, self._n_whole + 1)
             if self._is_at_end and any(self._unfinished):
                 self._lines.append(b"".join(self._unfinished))
