@@ -145,7 +145,7 @@ def test_an_interrupt_does_not_wait_for_threads_in_the_middle_of_a_batch():
 import sys, threading, time
 from mt import cli
 from mt.config import loading
-def interrupted(name, overrides):
+def interrupted(*_):
     threading.Thread(target=time.sleep, args=(100,)).start()
     print("whole lines")
     raise KeyboardInterrupt
@@ -944,7 +944,7 @@ def test_an_option_that_contradicts_a_setting_of_the_model_is_refused(run: Run, 
         ("--beam-size 0", "--beam-size: expected an integer from 1 to 64, got 0"),
         ("--beam-size 65", "--beam-size: expected an integer from 1 to 64, got 65"),
         ("--length-penalty -1", "--length-penalty: expected a number from 0 to 10, got -1.0"),
-        ("--batch-tokens 0", "--batch-tokens: expected an integer of at least 1 or text, got 0"),
+        ("--batch-tokens 0", "--batch-tokens: expected an integer of at least 1, got 0"),
         ("--n-best 0", "--n-best: expected at least 1, got 0"),
         ("--n-best 5 --beam-size 4", "--n-best is 5, more than --beam-size (4). Raise --beam-size or lower --n-best."),
         ("--min-length -1", "--min-length: expected an integer from 0 to 10,000, got -1"),
@@ -954,14 +954,14 @@ def test_an_option_that_contradicts_a_setting_of_the_model_is_refused(run: Run, 
             "--min-length is 9, but --max-length (9) allows only 8 tokens and the end of sentence",
         ),
         ("--no-repeat-ngram -1", "--no-repeat-ngram: expected an integer of at least 0, got -1"),
-        ("--batch-sentences 0", "--batch-sentences: expected an integer of at least 1 or text, got 0"),
+        ("--batch-sentences 0", "--batch-sentences: expected an integer of at least 1, got 0"),
         ("--temperature 0.5", "--temperature is for sampling. Add --sample."),
         ("--top-k 5", "--top-k is for sampling. Add --sample."),
         ("--top-p 0.5", "--top-p is for sampling. Add --sample."),
         ("--seed 0", "--seed is for sampling. Add --sample."),
         ("--sample --beam-size 5", "--beam-size cannot be combined with --sample. Remove one of them."),
         ("--sample --temperature 0", "--temperature: expected a number from 0.01 to 100, got 0.0"),
-        ("--sample --top-k 0", "--top-k: expected an integer of at least 1 or text, got 0"),
+        ("--sample --top-k 0", "--top-k: expected an integer of at least 1, got 0"),
         ("--sample --top-p 1.5", "--top-p: expected a number above 0 and up to 1, got 1.5"),
         ("--prefix -", "--prefix needs a file, not -"),
         ("--prefix missing", "missing: no such file (looked for in {cwd})"),
@@ -1132,7 +1132,7 @@ def test_files_without_lines_have_no_scores(score: Run):
     ("options", "message"),
     [
         ("--length-penalty -1", "--length-penalty: expected a number from 0 to 10, got -1.0"),
-        ("--batch-tokens 0", "--batch-tokens: expected an integer of at least 1 or text, got 0"),
+        ("--batch-tokens 0", "--batch-tokens: expected an integer of at least 1, got 0"),
         ("--tgt missing.de", "missing.de: no such file (looked for in {cwd})"),
         ("--src .", ". is a folder, expected a text file"),
         ("--output missing/scores", "missing/scores cannot be written: No such file or directory"),
