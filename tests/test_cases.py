@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -112,8 +113,9 @@ def test_soft_hyphens_cost_nothing(case: Path, demo: Path) -> None:
 def test_both_sentences_of_a_line_are_translated(case: Path, demo: Path) -> None:
     status, printed = bash(command_of(case).replace("| head -5", ""), case, DEMO=demo)
     assert status == 0, printed
-    translations = re.findall(r'"hyp": "(.*?)"', printed)
-    assert len(translations) == 200
+    lines = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
+    translations = [line["hypotheses"][0]["text"] for line in lines]
+    assert len(translations) == len((case / "two.en").read_text("utf-8").splitlines())
     assert all(len(re.findall(r"[.?!]", translation)) == 2 for translation in translations)
 
 
@@ -126,7 +128,7 @@ def test_a_forged_model_ends_in_one_line_or_translates(case: Path, demo: Path) -
     assert len(folders) > 30
     for folder in folders:
         status, printed = bash(f"echo A dog. | timeout 100 $MT translate --model {folder}", case)
-        print(folder.name, status, printed)
-        assert (status, len(printed.splitlines())) in ((2, 1), (0, 1)), printed
-        assert printed.strip().isprintable()
+        assert "Traceback" not in printed
+        assert all(map(str.isprintable, printed.splitlines())), printed
+        assert status == 0 or (status == 2 and len(printed.splitlines()) == 1), printed
     assert not (case / "PWNED").exists()
