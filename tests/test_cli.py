@@ -624,8 +624,9 @@ def test_the_source_column_of_a_table_is_translated(
     translate: Run, name: str, lines: list[str], options: tuple[str, ...]
 ):
     write_lines(name, lines)
-    status, stdout, _ = translate("--input", name, *options)
+    status, stdout, stderr = translate("--input", name, *options)
     assert (status, stdout) == (0, "A B\n\nE\n")
+    assert "skipped" not in stderr
 
 
 def test_a_translation_memory_is_translated_where_it_has_no_translation_yet(translate: Run):

@@ -22,6 +22,7 @@ from mt.config.settings import Table
 from mt.errors import DataError
 from mt.system.console import require_stream
 from mt.text.corpora import reader_of
+from mt.text.delimited import HEADERS
 from mt.text.files import (
     MAX_LINE_BYTES,
     count_lines,
@@ -212,6 +213,7 @@ def open_rows(name: str, langs: tuple[str, str], src_column: str | None = None) 
     with columns_named("--src-column"):
         chunks = reader.chunks(_BLOCK_ROWS, skipped) if Path(name).is_file() else None
         total = None if chunks is None else sum(len(chunk.src) for chunk in chunks)
+    del skipped[HEADERS]  # which has been said
     for what, n in skipped.items():
         _log.warning(f"{name}: {what} skipped: {n:,}")
     rows = ([text.encode(errors="replace") for text in chunk.src] for chunk in reader.chunks(_BLOCK_ROWS))
