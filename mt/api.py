@@ -131,7 +131,8 @@ def evaluate(
         n_samples: of intervals and tests; 1,000 of the bootstrap and 10,000 of the randomisation by default.
         tgt_lang: the language of given translations, by whose rules BLEU and bleu-2017 tokenise; None: not known.
         tokenize: the tokenizer of BLEU, by sacreBLEU's name: 13a, intl, zh, ja-mecab, ko-mecab, char, flores101,
-            flores200 or none. By default that of the model's run; for given translations that of `tgt_lang`, or 13a.
+            flores200 or none. By default that of the model's run; for given translations that of `tgt_lang`,
+            or of the script of the references.
         device, precision, n_processes: of the model, as in `Translator.load`; given translations need none.
         analysis: also find where the system is good and bad, for `analysis` and `sentences` of the result.
     Returns:

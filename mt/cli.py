@@ -152,7 +152,7 @@ Data = Annotated[
 ]
 TgtLang = Annotated[str | None, _option("LANG", "Language of the translations, for the tokenizer of BLEU.")]
 Tokenize = Annotated[
-    str | None, _option("NAME", "Tokenizer of BLEU, as in sacreBLEU. Default: of the run, or by the language, or 13a.")
+    str | None, _option("NAME", "Tokenizer of BLEU, as in sacreBLEU. Default: of the run, or by language or script.")
 ]
 METRICS = "bleu, chrf, chrf++, bleu-lc, ter, bleu-2017 or all; repeatable. Default: the first"
 Metrics = Annotated[list[str] | None, _option("NAME", f"{METRICS} four.", "--metric")]

@@ -200,14 +200,23 @@ def test_mt_eval_takes_the_tokenizer_of_the_target_language(chinese: list[Any], 
         assert "chrF2++" not in out  # it counts words
 
 
-def test_without_a_language_mt_eval_warns_of_text_without_spaces(tmp_path: Path, chinese: list[Any], run: Run) -> None:
+@pytest.mark.parametrize(("lang", "tokenize"), [("zh", "zh"), ("ja", "ja-mecab"), ("th", "char"), ("ko", "13a")])
+def test_without_a_language_the_script_of_the_references_decides(
+    tmp_path: Path, run: Run, lang: str, tokenize: str
+) -> None:
+    ref = write_lines(tmp_path / "ref", TEXTS[lang][1])
+    said = f"the references are written without spaces: BLEU has tok:{tokenize}; --tgt-lang or --tokenize changes it"
+    for command in (("eval", "--hyp", ref), ("compare", ref, ref, "--samples", 100, "--json")):
+        status, out, err = run(*command, "--ref", ref, "--metric", "bleu")
+        assert (status, f"tok:{tokenize}" in out) == (0, True)
+        assert err.count(said) == (tokenize != "13a")
+
+
+def test_a_tokenizer_for_words_gives_a_warning_for_text_without_spaces(chinese: list[Any], run: Run) -> None:
     problem = "BLEU is far too low, because its tokenizer (tok:13a) separates words at spaces only"
-    assert run("eval", *chinese)[2] == (
-        f"warning: the references are written without spaces: {problem}; give --tgt-lang zh\n"
-    )
-    thai = write_lines(tmp_path / "thai", TEXTS["th"][0])
-    err = run("eval", "--hyp", thai, "--ref", thai)[2]
-    assert "; give --tgt-lang, or --tokenize char\n" in err
+    fix = "choose another one with --tokenize, or in a config with eval.bleu_tokenize"
+    warning = f"warning: the references are written without spaces: {problem}; {fix}\n"
+    assert run("eval", *chinese, "--tokenize", "13a")[2] == warning
     err = run("eval", *chinese, "--tgt-lang", "zh", "--metric", "ter")[2]
     assert err == "warning: the references are written without spaces: TER says little, because it counts words\n"
 
@@ -219,14 +228,15 @@ def test_an_unknown_tokenizer_is_refused_with_a_suggestion(chinese: list[Any], r
 
 def test_bleu_2017_needs_a_language(chinese: list[Any], run: Run) -> None:
     status, _, err = run("eval", *chinese, "--metric", "bleu-2017")
-    assert (status, err) == (2, "error: --tgt-lang is needed by bleu-2017. Give the language, such as de.\n")
+    *_, error = err.splitlines()
+    assert (status, error) == (2, "error: --tgt-lang is needed by bleu-2017. Give the language, such as de.")
 
 
 def test_files_are_compared_with_the_tokenizer_of_their_language(chinese: list[Any], run: Run) -> None:
     _, hyp, _, ref = chinese
     status, out, _ = run("compare", hyp, ref, "--ref", ref, "--tgt-lang", "zh", "--samples", 100, "--json")
     assert (status, out.count("tok:zh")) == (0, 2)
-    _, _, err = run("compare", hyp, ref, "--ref", ref, "--samples", 100)
+    _, _, err = run("compare", hyp, ref, "--ref", ref, "--samples", 100, "--tokenize", "13a")
     assert err.startswith("warning: input: the references are written without spaces: BLEU is far too low")
 
 

@@ -39,10 +39,10 @@ def evaluate_files(
     """Evaluate translations.
 
     Args:
-        tgt_lang: None if it is not known; BLEU then has the tokenizer 13a.
+        tgt_lang: None if it is not known; the script of the references then decides the tokenizer of BLEU.
     """
-    tokenize = chosen_tokenizer(options.tokenize or "auto", tgt_lang)
     reference = _read_lines(refs[0])
+    tokenize = chosen_tokenizer(options.tokenize or "auto", tgt_lang, reference)
     read = partial(_read_lines, parallel_to=(refs[0], reference))
     baseline = None if options.baseline is None else read(_lines_of(options.baseline, reference))
     sources = None if src is None else read(src)
@@ -153,7 +153,7 @@ def compare_files(
     reference = _read_lines(refs[0])
     read = partial(_read_lines, parallel_to=(refs[0], reference))
     sets = [reference, *map(read, refs[1:])]
-    tokenize = chosen_tokenizer(options.tokenize or "auto", tgt_lang)
+    tokenize = chosen_tokenizer(options.tokenize or "auto", tgt_lang, reference)
     translated = [TranslatedSet(None, read(_lines_of(text, reference)), sets) for _, text in texts]
     systems = [System(name, {INPUT: one.hypotheses}) for (name, _), one in zip(texts, translated, strict=True)]
     return compare_systems(systems, {INPUT: sets}, options, tgt_lang, tokenize)

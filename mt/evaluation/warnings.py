@@ -15,7 +15,7 @@ from itertools import combinations
 from mt.evaluation.scores import TranslatedSet
 from mt.evaluation.tokenization import OF_WORDS
 from mt.report.facts import MetricScore
-from mt.text.languages import main_script, units_of
+from mt.text.languages import units_of
 from mt.units import listed
 
 # Traces of a tokenizer, and the smallest fraction of lines with them that gives a warning.
@@ -36,7 +36,6 @@ _UNRELATED_BLEU, _RELATED_BLEU = 1.0, 10.0
 # A BLEU below the first is printed with a warning if chrF2 is above the second. In text with spaces, a system with a
 # chrF2 of 40 has a BLEU of 5 to 15.
 _NEARLY_ZERO_BLEU, _HIGH_CHRF = 1.0, 40.0
-_LANGUAGE_OF = {"Han": "zh", "Hiragana": "ja", "Katakana": "ja"}  # script → the language that a warning suggests
 _COUNTING_WORDS = ("chrF2++", "TER")  # between spaces, whatever the language
 _REPEATED_SHARE, _FEWEST_REPEATED, _FEWEST_REFERENCES = 0.02, 10, 5
 
@@ -146,10 +145,7 @@ def check_scores(translated: TranslatedSet, scores: Sequence[MetricScore]) -> li
     score_of = {one.name: one.score for one in scores}
     bleu, chrf = score_of.get("BLEU", math.inf), score_of.get("chrF2", 0.0)
     if "BLEU" in score_of and tokenize in OF_WORDS and not translated.has_spaces:
-        lang = _LANGUAGE_OF.get(main_script("".join(translated.references[0])))
         fix = "choose another one with --tokenize, or in a config with eval.bleu_tokenize"
-        if translated.tgt_lang is None:
-            fix = f"give --tgt-lang {lang}" if lang else "give --tgt-lang, or --tokenize char"
         problem = f"BLEU is far too low, because its tokenizer (tok:{tokenize}) separates words at spaces only"
         found.append(f"the references are written without spaces: {problem}; {fix}")
     elif bleu < _NEARLY_ZERO_BLEU and chrf > _HIGH_CHRF:
