@@ -774,7 +774,7 @@ def demo(
     go = "" if folder == Path() else f"  cd {shlex.quote(str(folder))}\n"
     _print(f"""{config} and 20,000 pairs of English and German are ready. Next:
 
-{go}  mt train --config demo.yaml     # a model of 1.2 M parameters; 2 to 4 minutes on 2 cores
+{go}  mt train --config demo.yaml     # a model of 1.2 M parameters; minutes on 2 cores
   echo "Two old women read a book." | mt translate --model runs/demo
   mt eval --model runs/demo       # BLEU and chrF on the test set
 
