@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mt.config.loading import dump_config, load_config
+from mt.config.loading import CONFIG, dump_config, load_config
 from mt.config.settings import ModelConfig, RunConfig, VocabSizes, of_both_sides
 from mt.errors import CheckpointError, MTError
 from mt.model import Transformer
@@ -31,7 +31,7 @@ from mt.text.tokenizer import PAD_ID, Tokenizers, tokenizer_paths
 from mt.units import format_vocabulary, listed
 
 MODEL_FORMAT_VERSION = 2  # 2: with checksums
-WEIGHTS, CONFIG, MANIFEST, TRAINING = "model.safetensors", "config.yaml", "manifest.json", "training.pt"
+WEIGHTS, MANIFEST, TRAINING = "model.safetensors", "manifest.json", "training.pt"
 EXPORTED = "model.bin"  # the weights in an export for CTranslate2
 CHECKSUMS = "sha256"  # key of the manifest: file name → 64 hexadecimal digits
 

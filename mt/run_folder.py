@@ -14,7 +14,7 @@ from typing import Any, Literal, NoReturn
 from pydantic import Field, ValidationError
 
 from mt.checkpoint import MANIFEST, WEIGHTS, ModelFolder
-from mt.config.loading import as_yaml, load_config
+from mt.config.loading import CONFIG, as_yaml, load_config
 from mt.config.settings import RunConfig, TrainConfig
 from mt.errors import CheckpointError, ConfigError, MTError
 from mt.report.facts import Facts
@@ -70,7 +70,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config = path / "config.yaml"  # all settings, as of the last start
+        self.config = path / CONFIG  # all settings, as of the last start
         self.record = path / _RECORD  # name, prepared corpus, and the machine and versions of each start
         self.metrics = path / "metrics.jsonl"
         self.samples = path / "samples.jsonl"  # translations of validation sentences, at each validation

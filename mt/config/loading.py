@@ -32,7 +32,7 @@ from mt.config.validation import (
 from mt.errors import ConfigError
 from mt.shipped import shipped_folder
 
-_STORED = "config.yaml"  # in the folder of a run or of a model
+CONFIG = "config.yaml"  # all settings, in the folder of a run or of a model
 
 # A path, the name of a config that ships with mt, settings nested as in the YAML, or a config.
 AnyConfig: TypeAlias = str | PathLike[str] | Mapping[str, Any] | RunConfig
@@ -81,7 +81,7 @@ def load_config(
         found = config_error(error, RunConfig, is_yaml=is_file)
         raise _blamed(found, where, [(place, key) for place, key, _ in changes]) from None
     if not is_stored:
-        started = Path(run_dir or Path("runs", run.name), _STORED)
+        started = Path(run_dir or Path("runs", run.name), CONFIG)
         run = _with_known_paths(_with_initial_shape(run, tree, started), folder, started)
     object.__setattr__(run, "folder", folder)
     return run
@@ -109,7 +109,7 @@ def _with_initial_shape(config: RunConfig, given: Mapping[str, Any], started: Pa
         given: the config as the user wrote it.
         started: the config of the run.
     """
-    for path in () if config.train.init_from is None else (Path(config.train.init_from, _STORED), started):
+    for path in () if config.train.init_from is None else (Path(config.train.init_from, CONFIG), started):
         with contextlib.suppress(ConfigError):  # the check against the model itself names what is wrong
             initial = load_config(str(path), is_stored=True)
             names = {key.removeprefix("model.") for key in initial.model.shape} - (given.get("model") or {}).keys()

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from mt.checkpoint import (
     CHECKSUMS,
-    CONFIG,
     EXPORTED,
     MANIFEST,
     CheckedFolder,
@@ -35,7 +34,7 @@ from mt.checkpoint import (
     PieceCounts,
     check_file,
 )
-from mt.config.loading import as_yaml, dump_config
+from mt.config.loading import CONFIG, as_yaml, dump_config
 from mt.config.settings import DecodeConfig, ModelConfig, RunConfig
 from mt.decode.lines import lines_of_text
 from mt.decode.search import (
