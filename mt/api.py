@@ -105,6 +105,7 @@ def evaluate(
     confidence: bool = False,
     significance: Literal["randomisation", "bootstrap"] = "randomisation",
     n_samples: int | None = None,
+    src_lang: str | None = None,
     tgt_lang: str | None = None,
     tokenize: str | None = None,
     device: str = "auto",
@@ -129,7 +130,9 @@ def evaluate(
         confidence: add intervals that hold 95% of bootstrap samples.
         significance: the test of the difference from the baseline.
         n_samples: of intervals and tests; 1,000 of the bootstrap and 10,000 of the randomisation by default.
-        tgt_lang: the language of given translations, by whose rules BLEU and bleu-2017 tokenise; None: not known.
+        src_lang, tgt_lang: the languages to translate, by a model with several; of its own test sets, only those in
+            these languages are scored. Of given translations, `tgt_lang` is the language, by whose rules BLEU and
+            bleu-2017 tokenise; None: not known.
         tokenize: the tokenizer of BLEU, by sacreBLEU's name: 13a, intl, zh, ja-mecab, ko-mecab, char, flores101,
             flores200 or none. By default that of the model's run; for given translations that of `tgt_lang`,
             or of the script of the references.
@@ -153,7 +156,8 @@ def evaluate(
     options = EvalOptions(metrics, confidence, base, significance, n_samples, analysis, tokenize)
     if model is not None and hypotheses is None:
         given = _given(data, sources, references, tests)
-        return evaluate_model(Path(model), tests, device, precision, options, n_processes, given)
+        langs = src_lang, tgt_lang
+        return evaluate_model(Path(model), tests, device, precision, options, n_processes, given, langs)
     if model is not None or data is not None or hypotheses is None or references is None:
         raise TypeError("evaluate: expected a model, or hypotheses and references")
     source_text = None if sources is None else _text(sources)
@@ -171,6 +175,7 @@ def compare(
     confidence: bool = False,
     significance: Literal["randomisation", "bootstrap"] = "randomisation",
     n_samples: int | None = None,
+    src_lang: str | None = None,
     tgt_lang: str | None = None,
     tokenize: str | None = None,
     device: str | None = None,
@@ -200,7 +205,7 @@ def compare(
     given = _given(data, sources, references, tests)
     if given is None and not all(isinstance(text, Path) for _, text in texts):
         raise TypeError("compare: translations by name need references")
-    return compare_models(texts, tests, device, precision, options, n_processes, given)
+    return compare_models(texts, tests, device, precision, options, n_processes, given, (src_lang, tgt_lang))
 
 
 def _given(

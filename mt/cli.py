@@ -150,7 +150,14 @@ Data = Annotated[
     str | None,
     _option("ENTRY", "Translate and score a corpus as in a config: '{file: x.tsv, src_column: 2, tgt_column: 3}'."),
 ]
-TgtLang = Annotated[str | None, _option("LANG", "Language of the translations, for the tokenizer of BLEU.")]
+SrcLang = Annotated[str | None, _option("LANG", "Language of the source, for a model with several.", "--from")]
+ToLang = Annotated[str | None, _option("LANG", "Language to translate into, for a model with several.", "--to")]
+TgtLang = Annotated[
+    str | None,
+    _option(
+        "LANG", "Language of the translations; for a file of them, it chooses BLEU's tokenizer.", "--to", "--tgt-lang"
+    ),
+]
 Tokenize = Annotated[
     str | None, _option("NAME", "Tokenizer of BLEU, as in sacreBLEU. Default: of the run, or by language or script.")
 ]
@@ -270,6 +277,8 @@ def translate(
         ),
     ] = "-",
     src_column: SrcColumn = None,
+    src_lang: SrcLang = None,
+    tgt_lang: ToLang = None,
     output_file: Annotated[
         str, _option("FILE|-", "Translations, in FILE.part until complete; - is standard output.", "--output")
     ] = "-",
@@ -396,12 +405,29 @@ def translate(
         if backend == "ctranslate2":
             from mt.export.ctranslate2 import load_translator
 
-            return load_translator(model, device, precision, retries=retries, split_sentences=split_sentences)
+            return load_translator(
+                model,
+                device,
+                precision,
+                retries=retries,
+                split_sentences=split_sentences,
+                src_lang=src_lang,
+                tgt_lang=tgt_lang,
+            )
         from mt.decode.translator import Translator
 
-        return Translator.load(
-            model, device, precision, retries=retries, split_sentences=split_sentences, n_processes=None
+        translator = Translator.load(
+            model,
+            device,
+            precision,
+            retries=retries,
+            split_sentences=split_sentences,
+            n_processes=None,
+            src_lang=src_lang,
+            tgt_lang=tgt_lang,
         )
+        translator.require_direction()
+        return translator
 
     with _named_as_options():
         translate_files(options, load, search)
@@ -419,6 +445,8 @@ def score(
     ] = None,
     src_column: SrcColumn = None,
     tgt_column: Annotated[str | None, _option("NAME|N", "With --src-column: the column with the translations.")] = None,
+    from_lang: SrcLang = None,
+    to_lang: ToLang = None,
     output_file: Annotated[str, _option("FILE|-", "Scores; - is standard output.", "--output")] = "-",
     may_overwrite: Overwrite = False,
     length_penalty: LengthPenalty = None,
@@ -454,7 +482,7 @@ def score(
     with _named_as_options(), columns, _output_stream(output_file, may_overwrite) as target:
         from mt.decode.scorer import Scorer
 
-        scorer = Scorer.load(model, device=device, precision=precision)
+        scorer = Scorer.load(model, device, precision, src_lang=from_lang, tgt_lang=to_lang)
         if file is not None:
             src_lang, tgt_lang = (side.lang for side in scorer.translator.normalisers)
             given = [int(column) if column and column.isdecimal() else column for column in (src_column, tgt_column)]
@@ -473,6 +501,8 @@ def explain(
     output: Annotated[Path, _option("FILE", "The HTML page to write.")],
     may_overwrite: Overwrite = False,
     tgt: Annotated[str | None, _option("TEXT", "A translation. Default: the model's translation.")] = None,
+    src_lang: SrcLang = None,
+    tgt_lang: ToLang = None,
     device: DeviceOption = "auto",
     precision: Precision = "auto",
 ) -> None:
@@ -483,7 +513,7 @@ def explain(
     with _named_as_options(), _output_stream(str(output), may_overwrite) as page:
         from mt.explain.attention import explained_page
 
-        page.write(explained_page(model, src, tgt, device, precision).encode())
+        page.write(explained_page(model, src, tgt, device, precision, src_lang, tgt_lang).encode())
 
 
 @app.command("eval")
@@ -497,6 +527,7 @@ def evaluate(
     file: File = None,
     sacrebleu: Sacrebleu = None,
     data: Data = None,
+    src_lang: SrcLang = None,
     tgt_lang: TgtLang = None,
     tokenize: Tokenize = None,
     metrics: Metrics = None,
@@ -520,10 +551,10 @@ def evaluate(
     """
     if model is not None:
         problem = "is for files of translations and cannot be combined with --model"
-        _refuse(context, ["--hyp", "--tgt-lang"], problem, "remove one of them")
+        _refuse(context, ["--hyp"], problem, "remove one of them")
         corpus = _given_corpus(context)
     else:
-        for_models = ["--test", "--file", "--sacrebleu", "--data", "--device", "--precision"]
+        for_models = ["--test", "--file", "--sacrebleu", "--data", "--from", "--device", "--precision"]
         _refuse(context, for_models, "needs --model", "give --model DIR")
         corpus = None
         if hyp is None and not refs:
@@ -552,6 +583,7 @@ def evaluate(
             confidence=has_confidence,
             significance=significance,
             n_samples=n_samples,
+            src_lang=src_lang,
             tgt_lang=tgt_lang,
             tokenize=tokenize,
             device=device,
@@ -578,6 +610,7 @@ def compare(
     file: File = None,
     sacrebleu: Sacrebleu = None,
     data: Data = None,
+    src_lang: SrcLang = None,
     tgt_lang: TgtLang = None,
     tokenize: Tokenize = None,
     metrics: ComparedMetrics = None,
@@ -598,13 +631,9 @@ def compare(
     """
     runs = runs or []
     corpus = _given_corpus(context, is_ref_enough=True)
-    if src or corpus:
-        _refuse(context, ["--tgt-lang"], "is only for files of translations", "remove it")
-    elif refs:
-        for_models = ["--test", "--device", "--precision"]
+    if refs and not src:
+        for_models = ["--test", "--from", "--device", "--precision"]
         _refuse(context, for_models, "cannot be combined with --ref, which compares files", "remove one of them")
-    else:
-        _refuse(context, ["--tgt-lang"], "needs --ref", "add --ref FILE, or remove --tgt-lang")
     if len(runs) < 2:
         usage = "use mt compare A B, or mt compare --ref REF A B"
         raise ConfigError("RUN", f"expected at least two, got {len(runs) or 'none'}", usage)
@@ -626,6 +655,7 @@ def compare(
             confidence=has_confidence,
             significance=significance,
             n_samples=n_samples,
+            src_lang=src_lang,
             tgt_lang=tgt_lang,
             tokenize=tokenize,
             device=given.get("--device"),

@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any, cast
 
 from mt.checkpoint import ModelFolder, average_weights, save_model_folder
@@ -21,7 +22,7 @@ from mt.evaluation.findings import EvalOptions, evaluate
 from mt.evaluation.report_files import HTML_NAME, read_evaluation, write_report
 from mt.evaluation.runs import RunArtifacts, basis_of, text_checksum
 from mt.evaluation.scores import TranslatedSet, score_corpus
-from mt.evaluation.tokenization import chosen_tokenizer
+from mt.evaluation.tokenization import chosen_tokenizers
 from mt.report.facts import Evaluation
 from mt.report.terminal import scores_text
 from mt.run_folder import ADDED_TESTS, MADE_AT, RunFolder, checkpoint_step, initial_model
@@ -41,7 +42,7 @@ from mt.units import format_count, format_duration, listed
 
 _log = logging.getLogger(__name__)
 
-_PATH_OF_TEXT = re.compile(r"data\.(train\.\d+|valid|test\..+)\.(src|tgt|file|dataset)(\.\d+)?")
+_PATH_OF_TEXT = re.compile(r"data\.(train\.\d+|valid(\.\d+)?|test\..+)\.(src|tgt|file|dataset)(\.\d+)?")
 
 AVERAGE_TOLERANCE = 1.0  # BLEU or chrF2 on the validation set by which an average may be worse than the best checkpoint
 
@@ -88,7 +89,7 @@ def _begin_run(config: RunConfig, run: RunFolder, held: ExitStack) -> str:
 
 
 def _with_bleu_tokenizer(config: RunConfig, run: RunFolder) -> RunConfig:
-    """Return the config with a tokenizer of BLEU by name, which a run keeps as long as it has work.
+    """Return the config with a tokenizer of BLEU by name, if it is one, which a run keeps as long as it has work.
 
     Raises:
         ConfigError: the tokenizer cannot be used on this machine.
@@ -96,8 +97,10 @@ def _with_bleu_tokenizer(config: RunConfig, run: RunFolder) -> RunConfig:
     setting = config.eval.bleu_tokenize
     if setting == "auto" and run.has_work:
         setting = run.read_config().eval.bleu_tokenize
-    tokenize = cast("BleuTokenizer", chosen_tokenizer(setting, config.tgt_lang))
-    return replace(config, eval=replace(config.eval, bleu_tokenize=tokenize))
+    tokenizers = chosen_tokenizers(setting, [direction.tgt for direction in config.all_directions])
+    if ", " in tokenizers:  # one for each target language, which auto goes on to mean
+        return config
+    return replace(config, eval=replace(config.eval, bleu_tokenize=cast("BleuTokenizer", tokenizers)))
 
 
 def _shared_corpus(folder: Path, ranks: Ranks) -> PreparedCorpus:
@@ -178,8 +181,8 @@ def corpus_folder(config: RunConfig, run: RunFolder) -> Path:
 def _changed_sets(config: RunConfig, corpus: PreparedCorpus) -> list[str]:
     """Return the keys of validation and test sets whose text is not that of the prepared corpus, as far as known."""
     readers, changed = readers_of(config), []
-    for name, pairs in {"valid": corpus.valid_pairs, **corpus.test_pairs}.items():
-        reader = readers[key := "data.valid" if name == "valid" else f"data.test.{name}"]
+    for name, pairs in corpus.held_out.items():
+        reader = readers[key := f"data.{name}" if name in corpus.valid_sets else f"data.test.{name}"]
         with suppress(MTError):
             if with_tag(reader.pairs(), reader.corpus.tag) != pairs:
                 changed.append(key)
@@ -209,8 +212,9 @@ def _add_tests(config: RunConfig, at_first: RunConfig, corpus: PreparedCorpus, r
     """
     known, readers, facts = run.added_tests, readers_of(config), dict[str, Any]()
     new: dict[str, list[SentencePair]] = {}
-    for name in [name for name in config.data.test if name not in at_first.data.test]:
-        reader, tag = readers[f"data.test.{name}"], config.data.test[name].tag
+    added = {name: entry for name, entry in config.tests.items() if name not in at_first.tests}
+    for name, entry in added.items():
+        reader, tag = readers[f"data.test.{name}"], entry.corpus.tag
         if tag not in (None, *at_first.symbols):
             fix = f"use one of {', '.join(at_first.symbols)}" if at_first.symbols else "remove it"
             raise ConfigError(f"data.test.{name}.tag", f"is {tag}, which the tokenizer of this run does not know", fix)
@@ -218,7 +222,7 @@ def _add_tests(config: RunConfig, at_first: RunConfig, corpus: PreparedCorpus, r
         try:
             fingerprint = [reader.fingerprint(), tag]
         except DataError:
-            if not has_copy or run.read_config().data.test.get(name) != reader.corpus:
+            if not has_copy or run.read_config().tests.get(name) != entry:
                 raise
             fingerprint = known[name]["fingerprint"]
         if has_copy and known[name]["fingerprint"] == fingerprint:
@@ -227,9 +231,10 @@ def _add_tests(config: RunConfig, at_first: RunConfig, corpus: PreparedCorpus, r
             new[name] = held_out_pairs(reader)
             source = reader.description
             facts[name] = {"source": source, "pairs": len(new[name]), "fingerprint": fingerprint}
-    for name, n in (n_in_training(at_first, corpus, new) if new else {}).items():
+    langs = {name: entry.direction for name, entry in added.items()}
+    for name, n in (n_in_training(at_first, corpus, new, langs) if new else {}).items():
         facts[name]["in_training"] = n
-        tag, source = config.data.test[name].tag, facts[name]["source"]
+        tag, source = added[name].corpus.tag, facts[name]["source"]
         run.tests.mkdir(exist_ok=True)
         write_text(run.added_test(name), pairs_text(with_tag(new[name], tag)))
         _log.info(f"test set {name} added to the run: {len(new[name]):,} pairs of {source}; {n:,} in the training text")
@@ -316,23 +321,25 @@ def _write_average(config: RunConfig, run: RunFolder, model_dir: Path, folders: 
 def _evaluate_run(config: RunConfig, corpus: PreparedCorpus, run: RunFolder, progress: Progress) -> Evaluation:
     """Translate and score validation and test sets, unless a report of exactly this training exists."""
     artifacts = RunArtifacts.of(run.model)
-    pairs = {"valid": corpus.valid_pairs, **artifacts.test_pairs(list(config.data.test))}
+    pairs = {**corpus.valid_sets, **artifacts.test_pairs(list(config.tests))}
     facts = _facts_of_training(config, artifacts, progress)
     facts["texts"] = {name: text_checksum(one) for name, one in pairs.items()}
     existing = read_evaluation(run.path)
     if existing is not None and all(getattr(existing, name) == value for name, value in facts.items()):
         return existing
+    directions = artifacts.directions(pairs)
     sets = {
-        name: replace(one, tokenize=config.eval.bleu_tokenize)
+        name: replace(one, tokenize=artifacts.bleu_tokenizer(directions[name]))
         for name, one in _translated_sets(config, pairs, artifacts, run).items()
     }
     checksums = {name: file_checksum(run.translation(name)) for name in sets}
-    valid = sets.pop("valid")
+    scored = {name: score_corpus(sets.pop(name)) for name in corpus.valid_sets}
+    valid = {"valid_sets": scored} if len(scored) > 1 else {"valid": scored["valid"]}
     found = evaluate(
         sets, config.name, EvalOptions(has_analysis=True), artifacts.count_words, artifacts.overlap_warnings(sets)
     )
     facts |= artifacts.facts(config.train.device, config.train.precision)
-    report = found.model_copy(update=facts | {"translations": checksums, "valid": score_corpus(valid)})
+    report = found.model_copy(update=facts | {"translations": checksums} | valid)
     report = report.model_copy(update={"notes": _notes(report)})
     write_report(report, run.path)
     return report
@@ -360,10 +367,12 @@ def _translated_sets(
     config: RunConfig, pairs: dict[str, list[SentencePair]], artifacts: RunArtifacts, run: RunFolder
 ) -> dict[str, TranslatedSet]:
     """Return validation and test sets with this model's translations, which are stored in the run folder."""
-    kept = artifacts.kept_translations(pairs)
+    directions = artifacts.directions(pairs)
+    kept = artifacts.kept_translations(pairs, directions)
     new = {name: one for name, one in pairs.items() if name not in kept}
     if new:
-        new_sets = artifacts.translate(new, config.train.device, config.train.precision, n_processes=1)
+        on = config.train.device, config.train.precision
+        new_sets = artifacts.translate(new, directions, *on, n_processes=1)
         run.translations.mkdir(exist_ok=True)
         for name, one in new_sets.items():
             write_text(run.translation(name), "".join(f"{hypothesis}\n" for hypothesis in one.hypotheses))
@@ -379,7 +388,7 @@ def format_report(report: Evaluation) -> str:
             f"{report.name}: {format_count(report.n_parameters or 0)} parameters, {report.steps:,} steps, "
             f"{report.n_tgt_tokens:,} target tokens in {format_duration(report.train_seconds or 0)}",
             f"model: {'average of steps' if len(steps) > 1 else 'step'} {', '.join(f'{step:,}' for step in steps)}",
-            scores_text(({"valid": report.valid} if report.valid else {}) | report.test_sets),
+            scores_text(report.validated | report.test_sets),
             *(f"note: {note}" for note in _notes(report)),
         ]
     )
@@ -388,11 +397,13 @@ def format_report(report: Evaluation) -> str:
 def _notes(report: Evaluation) -> list[str]:
     """Return a note if the average is worse than the best checkpoint."""
     best, steps = report.best or {}, (report.basis or {})["averaged_steps"]
-    if report.valid is None or len(steps) < 2:
+    if not report.validated or len(steps) < 2:
         return []
-    score_of = {one.name: one.score for one in report.valid.scores}
+    scores = [{one.name: one.score for one in scored.scores} for scored in report.validated.values()]
+    score_of = {name: fmean(one[name] for one in scores) for name in scores[0] if all(name in one for one in scores)}
+    sets = "set" if len(scores) == 1 else "sets"
     return [
-        f"on the validation set, the average of checkpoints ({score_of[name]:.2f} {name}) is worse than step "
+        f"on the validation {sets}, the average of checkpoints ({score_of[name]:.2f} {name}) is worse than step "
         f"{best['step']:,} ({best[key]:.2f} {name} in training); --set train.average_last=0 uses that step instead"
         for key, name in (("bleu", "BLEU"), ("chrf", "chrF2"))
         if key in best and score_of[name] <= best[key] - AVERAGE_TOLERANCE

@@ -26,6 +26,7 @@ from mt.config.validation import (
     fields_of,
     inner_of,
     is_list,
+    kinds_of,
     metadata_of,
     unknown_key,
 )
@@ -281,7 +282,8 @@ def _place(container: Any, hint: Any, path: list[str], value: Any, key: str) -> 
     here, inner = dotted(key, name), inner_of(hint, name)
     if inner is None:
         raise ConfigError(here, unknown_key(here, hint, RunConfig))
-    kind, expected = (list, "a list") if is_list(hint) else (dict, MAPPING)
+    is_array = is_list(hint) or (isinstance(container, list) and any(map(is_list, kinds_of(hint).values())))
+    kind, expected = (list, "a list") if is_array else (dict, MAPPING)
     if not isinstance(container, kind):
         raise ConfigError(key, f"expected {expected}, got {described(container)}")
     step: Any = name
@@ -318,7 +320,11 @@ def _plain(value: Any) -> Any:
     """Return sections as mappings, tuples as lists, paths as text; of a corpus, only the keys that are set."""
     if isinstance(value, Corpus):
         entries = {name: _plain(getattr(value, name)) for name in fields_of(type(value))}
-        unset = [(name, None) for name in entries] + [("streaming", False), ("quoting", "auto")]
+        unset = [(name, None) for name in entries] + [
+            ("streaming", False),
+            ("quoting", "auto"),
+            ("both_directions", False),
+        ]
         return {name: entry for name, entry in entries.items() if (name, entry) not in unset}
     if dataclasses.is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}

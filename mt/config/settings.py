@@ -9,9 +9,10 @@ import math
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
-from typing import Annotated, Any, Literal, TypeAlias, TypedDict, TypeVar
+from itertools import chain, count
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Strict, Tag, ValidationInfo
 from pydantic_core import PydanticCustomError
@@ -105,6 +106,7 @@ Lang = Annotated[str, Field(min_length=1, description="a language code such as e
 Device = Annotated[str, Field(description="auto, cpu, cuda or cuda:N"), _matching(r"auto|cpu|cuda(:\d+)?")]
 Duration = Annotated[str, Field(description="a duration such as 1h30m"), AfterValidator(_is_duration)]
 LengthRatio = Annotated[float, Strict(), Field(ge=1, description="a number of at least 1"), _AS_FLOAT]
+MixTemperature = Annotated[float, Strict(), Field(ge=1, le=1000, description="a number from 1 to 1000"), _AS_FLOAT]
 Weight = Annotated[float, Strict(), Field(gt=0, le=1000, description="a number above 0 and up to 1000"), _AS_FLOAT]
 VocabSize = Annotated[
     int, Strict(), Field(ge=SMALLEST_VOCABULARY, description=f"an integer of at least {SMALLEST_VOCABULARY}"), _AS_INT
@@ -150,10 +152,37 @@ InputPath = Annotated[str, AfterValidator(_expanded), AfterValidator(_in_place)]
 # --- Corpora ----------------------------------------------------------------------------------------------------------
 
 
+class Direction(NamedTuple):
+    """The languages of a translation."""
+
+    src: str
+    tgt: str
+
+    def __str__(self) -> str:
+        return f"{self.src}-{self.tgt}"
+
+    @property
+    def reversed(self) -> Direction:
+        return Direction(self.tgt, self.src)
+
+    def in_words(self) -> dict[str, str]:
+        """Return the languages by the names of their settings, for manifests and reports."""
+        return {"src_lang": self.src, "tgt_lang": self.tgt}
+
+    @property
+    def pieces(self) -> tuple[str, str]:
+        """The pieces that stand for the target and the source language before a source sentence."""
+        return f"<2{self.tgt}>", f"<{self.src}>"
+
+
 @section()
 class Corpus(ABC):
     """Parallel text of any kind."""
 
+    src_lang: Lang | None = None  # Code of the source language. null: the run's src_lang.
+    tgt_lang: Lang | None = None  # Code of the target language. null: the run's tgt_lang.
+    # Use the corpus twice, also as translations from tgt_lang to src_lang.
+    both_directions: Flag = False
     # Copies of each training pair in an epoch. 2.0: each pair twice; 0.5: half of them, drawn again for each epoch.
     weight: Weight = 1.0
     # Symbol in front of each source segment, such as <bt> for back-translations (Caswell et al. 2019). null: none.
@@ -310,14 +339,28 @@ def _without_nulls(value: Any) -> Any:
     return {key: entry for key, entry in value.items() if key not in unset}
 
 
-AnyCorpus = Annotated[
+_Kinds: TypeAlias = (
     Annotated[TextFiles, Tag("src, tgt")]
     | Annotated[Table, Tag("file")]
     | Annotated[HubDataset, Tag("dataset")]
-    | Annotated[SacrebleuSet, Tag("sacrebleu")],
-    Discriminator(_kind),
+    | Annotated[SacrebleuSet, Tag("sacrebleu")]
+)
+AnyCorpus = Annotated[_Kinds, Discriminator(_kind), BeforeValidator(_without_nulls)]
+_SEVERAL = "several"
+AnyCorpora = Annotated[  # one corpus, or a list
+    _Kinds
+    | Annotated[tuple[AnyCorpus, ...], Field(min_length=1, description="a list of at least one corpus"), Tag(_SEVERAL)],
+    Discriminator(lambda value: _SEVERAL if isinstance(value, list | tuple) else _kind(value)),
     BeforeValidator(_without_nulls),
 ]
+
+
+class Entry(NamedTuple):
+    """A corpus in one direction."""
+
+    corpus: Corpus
+    direction: Direction
+    is_reversed: bool  # the sides of the corpus are exchanged
 
 
 # --- Sections ---------------------------------------------------------------------------------------------------------
@@ -386,7 +429,9 @@ class DataConfig:
 
     # Training corpora, joined in this order.
     train: Annotated[tuple[AnyCorpus, ...], Field(min_length=1, description="a list of at least one corpus"), _AS_LIST]
-    valid: AnyCorpus  # Validation set. It is scored during training and chooses the best checkpoint.
+    # Validation set, or a list of them. It is scored during training and chooses the best checkpoint; of several sets,
+    # by the mean of their scores.
+    valid: AnyCorpora
     # Test sets by name; they are scored at the end of training. A started run may get more of them, and may change or
     # remove these, but not those that its corpus was prepared with.
     test: Changeable[Section[dict[Name, AnyCorpus]]] = field(default_factory=dict)
@@ -394,22 +439,28 @@ class DataConfig:
     prepared_dir: Changeable[OutputPath] = "data/prepared"
     # Longest side in tokens, end of sentence included; longer training pairs are removed.
     max_tokens: MaxTokens = 256
+    # With corpora in several directions: a direction with n pairs is drawn with a probability proportional to n^(1/T),
+    # times the weights of its corpora (Arivazhagan et al. 2019). 1: as much as there is; 5: small ones often.
+    mix_temperature: MixTemperature = 1.0
+    # Begin each source sentence with a piece of its language, such as <en>. With several target languages, the piece of
+    # the target, such as <2de>, comes first in any case (Johnson et al. 2017).
+    source_language_piece: Flag = False
     clean: Section[CleanConfig] = CleanConfig()
 
     def __post_init__(self) -> None:
-        if "valid" in self.test:
-            raise Contradiction("test.valid", "is the name of the validation set", "choose another name")
+        for name in self.test:
+            if f"{name}.".startswith("valid."):
+                raise Contradiction(f"test.{name}", "is the name of a validation set", "choose another name")
 
     @property
-    def corpora(self) -> dict[str, Corpus]:
-        """All corpora, by their keys in the config."""
-        train = {f"data.train.{i}": corpus for i, corpus in enumerate(self.train)}
-        return {**train, "data.valid": self.valid, **{f"data.test.{name}": one for name, one in self.test.items()}}
+    def valid_corpora(self) -> tuple[Corpus, ...]:
+        return self.valid if isinstance(self.valid, tuple) else (self.valid,)
 
     @property
     def tags(self) -> tuple[str, ...]:
         """The distinct tags of all corpora, in order."""
-        return tuple(dict.fromkeys(corpus.tag for corpus in self.corpora.values() if corpus.tag is not None))
+        corpora = (*self.train, *self.valid_corpora, *self.test.values())
+        return tuple(dict.fromkeys(corpus.tag for corpus in corpora if corpus.tag is not None))
 
 
 @section("tokenizer")
@@ -682,8 +733,9 @@ class RunConfig:
     """All settings of one run."""
 
     name: Changeable[Name]  # Name of the run; its folder is runs/NAME.
-    src_lang: Lang  # Code of the source language, such as en.
-    tgt_lang: Lang  # Code of the target language, such as de.
+    # Code of the source language, such as en. null: each corpus has its own.
+    src_lang: Lang | None = None
+    tgt_lang: Lang | None = None  # Code of the target language, such as de. null: each corpus has its own.
     data: Section[DataConfig]
     tokenizer: Section[TokenizerConfig] = TokenizerConfig()
     model: Section[ModelConfig] = ModelConfig()
@@ -694,8 +746,9 @@ class RunConfig:
     folder = ""  # that of the file which the config was read from; not a setting
 
     def __post_init__(self) -> None:
-        if self.src_lang == self.tgt_lang:
+        if self.src_lang == self.tgt_lang is not None:
             raise Contradiction("tgt_lang", f"is the same as src_lang: {self.src_lang}")
+        self._check_languages()
         if self.tokenizer.model is not None and self.train.init_from is not None:
             problem = "cannot be combined with train.init_from, which has its own tokenizer"
             raise Contradiction("tokenizer.model", problem, "remove one of the two")
@@ -713,6 +766,123 @@ class RunConfig:
             if isinstance(size, int) and size < longest:
                 problem = f"is {size}, smaller than data.max_tokens ({longest}): the longest sentence would {trouble}"
                 raise Contradiction(name, problem, f"raise {name} or lower data.max_tokens")
+
+    def _check_languages(self) -> None:
+        corpora = {key: entry.corpus for key, entry in self.entries.items()}
+        for side in ("src_lang", "tgt_lang"):
+            if getattr(self, side) is None:
+                lacking = [key for key, corpus in corpora.items() if getattr(corpus, side) is None]
+                if len(lacking) == len(corpora):
+                    raise Contradiction(side, "is missing", "give it for the run, or for each corpus")
+                if lacking:
+                    problem = f"has no {side}, and neither has the run"
+                    raise Contradiction(lacking[0], problem, f"add {side} to it, or {side} to the run as the default")
+        trained = set(chain.from_iterable(one.pieces for one in self.directions))
+        for key, (corpus, direction, _) in self.entries.items():
+            if direction.src == direction.tgt:
+                raise Contradiction(key, f"has the same source and target language: {direction.src}")
+            for piece, lang, is_needed in zip(
+                direction.pieces, reversed(direction), (True, self.data.source_language_piece), strict=True
+            ):
+                if is_needed and piece not in trained:
+                    how = "into" if lang == direction.tgt else "from"
+                    fix = "correct the language, remove this set, or add training text"
+                    raise Contradiction(key, f"no corpus in data.train translates {how} {lang}", fix)
+            if corpus.tag in self.language_pieces:
+                problem = f"is {corpus.tag}, the piece of a language, which mt adds itself"
+                raise Contradiction(f"{key}.tag", problem, "remove it")
+        for symbol in self.tokenizer.user_symbols:
+            if symbol in self.language_pieces:
+                raise Contradiction("tokenizer.user_symbols", f"has {symbol}, the piece of a language", "remove it")
+        if clashing := [name for name, one in self.tests.items() if one.is_reversed and name in self.data.test]:
+            problem = "is the name of the other direction of another test set"
+            raise Contradiction(f"data.test.{clashing[0]}", problem, "choose another name")
+
+    # --- Corpora and their languages
+
+    @property
+    def entries(self) -> dict[str, Entry]:
+        """Each corpus in each of its directions, by its key in the config; training corpora come first.
+
+        The reverse of a corpus has the direction after its key, as has each of several validation sets.
+        """
+        found: dict[str, Entry] = {}
+        for key, corpus in {f"data.train.{i}": corpus for i, corpus in enumerate(self.data.train)}.items():
+            found |= self._directions_of(key, corpus)
+        sets = [entry for one in self.data.valid_corpora for entry in self._directions_of("", one).values()]
+        for entry in sets:
+            key = base = "data.valid" if len(sets) == 1 else f"data.valid.{entry.direction}"
+            for number in count(2):
+                if key not in found:
+                    break
+                key = f"{base}.{number}"
+            found[key] = entry
+        for name, corpus in self.data.test.items():
+            found |= self._directions_of(f"data.test.{name}", corpus)
+        return found
+
+    def _directions_of(self, key: str, corpus: Corpus) -> dict[str, Entry]:
+        # An empty text stands for a missing language, which _check_languages refuses.
+        direction = Direction(corpus.src_lang or self.src_lang or "", corpus.tgt_lang or self.tgt_lang or "")
+        found = {key: Entry(corpus, direction, False)}
+        if corpus.both_directions:
+            found[f"{key}.{direction.reversed}"] = Entry(corpus, direction.reversed, True)
+        return found
+
+    def _entries_of(self, role: str, prefix: str) -> dict[str, Entry]:
+        return {key.removeprefix(prefix): one for key, one in self.entries.items() if key.startswith(f"data.{role}")}
+
+    @property
+    def training(self) -> list[Entry]:
+        """The training corpora, each in each of its directions."""
+        return [*self._entries_of("train.", "").values()]
+
+    @property
+    def valid_sets(self) -> dict[str, Entry]:
+        """The validation sets: `valid`, or names such as `valid.en-de`."""
+        return self._entries_of("valid", "data.")
+
+    @property
+    def tests(self) -> dict[str, Entry]:
+        """The test sets by name; the reverse of one has the direction after its name."""
+        return self._entries_of("test.", "data.test.")
+
+    @property
+    def directions(self) -> tuple[Direction, ...]:
+        """The directions of the training corpora, each once."""
+        return tuple(dict.fromkeys(entry.direction for entry in self.training))
+
+    @property
+    def all_directions(self) -> tuple[Direction, ...]:
+        """The directions of all corpora, those of training first, each once."""
+        return tuple(dict.fromkeys(entry.direction for entry in self.entries.values()))
+
+    @property
+    def language_pieces(self) -> tuple[str, ...]:
+        """All pieces of languages: those of several target languages, then, if wanted, those of source languages."""
+        targets, sources = (dict.fromkeys(side) for side in zip(*(one.pieces for one in self.directions), strict=True))
+        return (*(targets if len(targets) > 1 else ()), *(sources if self.data.source_language_piece else ()))
+
+    def pieces_of(self, direction: Direction) -> tuple[str, ...]:
+        """Return the pieces before each source sentence that is translated in this direction."""
+        return tuple(piece for piece in direction.pieces if piece in self.language_pieces)
+
+    def weights(self, sizes: Sequence[float]) -> list[float]:
+        """Return the copies of each pair in an epoch, for each training corpus.
+
+        Args:
+            sizes: the number of pairs that are kept of each.
+        """
+        n_pairs = dict.fromkeys(self.directions, 0.0)
+        for entry, size in zip(self.training, sizes, strict=True):
+            n_pairs[entry.direction] += size
+        mixed = {one: n ** (1 / self.data.mix_temperature) for one, n in n_pairs.items()}
+        scale = sum(n_pairs.values()) / max(sum(mixed.values()), 1e-9)
+        return [
+            entry.corpus.weight
+            * (scale * mixed[entry.direction] / n_pairs[entry.direction] if self.data.mix_temperature > 1 else 1.0)
+            for entry in self.training
+        ]
 
     @property
     def symbols(self) -> tuple[str, ...]:

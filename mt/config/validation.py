@@ -91,6 +91,8 @@ def inner_of(hint: Any, name: Any) -> Any:
     hint = unwrapped(hint)
     if get_origin(hint) in (tuple, dict):
         return get_args(hint)[0 if is_list(hint) else 1]
+    if str(name).isdecimal() and (several := next(filter(is_list, kinds_of(hint).values()), None)):
+        return inner_of(several, name)
     return fields_of(hint).get(str(name))
 
 
@@ -150,7 +152,7 @@ def config_error(error: ValidationError, root: Any, *, is_yaml: bool) -> ConfigE
             values=listed(values, "or"),
             found=described(value),
             quote=_quote_hint(value) if may_be_text and is_yaml else "",
-            kinds=listed([f"{{{kind}}}" for kind in kinds_of(hint)], "or"),
+            kinds=listed([f"{{{kind}}}" for kind, one in kinds_of(hint).items() if is_section(one)], "or"),
             unknown=unknown_key(key, owner, root) if kind == "unexpected_keyword_argument" else "",
         ),
     )

@@ -128,9 +128,17 @@ class Scorer:
     n_too_long: int = 0  # of these, pairs with a side of more than `longest`: not scored
 
     @classmethod
-    def load(cls, path: str | PathLike[str], device: str = "auto", precision: str = "auto") -> Scorer:
+    def load(
+        cls,
+        path: str | PathLike[str],
+        device: str = "auto",
+        precision: str = "auto",
+        *,
+        src_lang: str | None = None,
+        tgt_lang: str | None = None,
+    ) -> Scorer:
         """Load the scorer of the model in a folder; see `Translator.load`."""
-        return cls(Translator.load(path, device, precision))
+        return cls(Translator.load(path, device, precision, src_lang=src_lang, tgt_lang=tgt_lang))
 
     @property
     def decode(self) -> DecodeConfig:
@@ -165,6 +173,7 @@ class Scorer:
             CheckpointError: the model returns NaN.
             ConfigError: a setting is unknown, or has a wrong value.
         """
+        self.translator.require_direction()
         return self._score((decode or self.decode).changed(changes), pairs)
 
     def _score(self, decode: DecodeConfig, pairs: Iterable[SentencePair | tuple[str, str]]) -> Iterator[PairScore]:
@@ -188,19 +197,21 @@ class Scorer:
 
     def _score_chunk(self, pairs: Sequence[SentencePair], decode: DecodeConfig) -> Iterator[PairScore]:
         tokenizers, normalised = self.translator.tokenizers, self.translator.normalisers.pairs(pairs)
-        sources = [[*ids, EOS_ID] for ids in tokenizers.src.encode_batch([pair.src for pair in normalised])]
+        first, texts = self.translator.first_ids, [pair.src for pair in normalised]
+        sources = [[*first, *ids, EOS_ID] for ids in tokenizers.src.encode_batch(texts)]
         targets = tokenizers.tgt.encode_batch([pair.tgt for pair in normalised])
         lengths = [max(len(source), len(target) + 1) for source, target in zip(sources, targets, strict=True)]
         self.n_pairs += len(pairs)
         self.n_long += sum(length > self.max_tokens for length in lengths)
         self.n_too_long += sum(length > self.longest for length in lengths)
-        chosen = [i for i, length in enumerate(lengths) if 1 < length <= self.longest]
+        shortest = 1 + len(first)  # of two blank lines
+        chosen = [i for i, length in enumerate(lengths) if shortest < length <= self.longest]
         of_chosen = [sources[i] for i in chosen], [targets[i] for i in chosen]
         log_probs = iter(score_pairs(self.translator.model, *of_chosen, batch_tokens=decode.batch_tokens))
         n_tokens = torch.tensor([len(target) + 1 for target in targets])
         penalties = length_penalty(n_tokens, decode.length_penalty, decode.length_penalty_form).tolist()
         for pair, target, length, penalty in zip(pairs, targets, lengths, penalties, strict=True):
-            if length == 1:
+            if length == shortest:
                 yield PairScore(pair, 0.0, 0.0, 0, (), ())  # two blank lines
             elif length > self.longest:
                 yield PairScore(pair, -math.inf, -math.inf, len(target) + 1, (), ())

@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from mt.checkpoint import CHECKSUMS, WEIGHTS, ModelFolder
-from mt.config.settings import MAX_BEAM_SIZE, DecodeChanges, DecodeConfig
+from mt.config.settings import MAX_BEAM_SIZE, DecodeChanges, DecodeConfig, Direction, RunConfig
 from mt.decode.alignment import Pairs, align, word_alignment
 from mt.decode.graphs import Graphs
 from mt.decode.parallel import ForkPool, map_in_threads
@@ -30,7 +30,7 @@ from mt.run_folder import open_model
 from mt.system.console import note
 from mt.system.device import choose_device, choose_dtype
 from mt.system.malloc import tune_malloc
-from mt.text.languages import base_language
+from mt.text.languages import base_language, chosen_direction
 from mt.text.normalise import TAGS, Normalisers
 from mt.text.sentences import UNMARKED_ENDS, UsualLines, count_sentences
 from mt.text.tokenizer import EOS_ID, Tokenizers
@@ -80,7 +80,8 @@ EMPTY = Hypothesis("", 0.0, 0.0, 0)
 class _Sentence:
     """A line, or a part of one, that is translated as a whole, and its results."""
 
-    ids: list[int]  # EOS included
+    ids: list[int]  # pieces of languages and EOS included
+    n_first: int  # pieces of languages
     prefix: list[int]
     part: Part
     decode: DecodeConfig
@@ -91,7 +92,7 @@ class _Sentence:
 
     def flags(self, result: SearchResult) -> list[str]:
         """Return the flags of a translation. A length that the settings require is not implausible."""
-        source, n_tokens = self.ids[:-1], len(result.ids)
+        source, n_tokens = self.ids[self.n_first : -1], len(result.ids)
         has_to_end, has_limit = result.n_tokens >= self.longest, self.decode.max_length is not None
         is_wanted = n_tokens <= max(len(self.prefix), self.decode.min_length)
         flags = {
@@ -112,7 +113,8 @@ class _Sentence:
         flags = IMPLAUSIBLE.intersection(self.flags(self.results[0]))
         if not flags:
             return self.decode
-        shortest = min(min_plausible_length(len(self.ids) - 1), self.longest - 1) if TOO_SHORT in flags else 0
+        n_source = len(self.ids) - self.n_first - 1
+        shortest = min(min_plausible_length(n_source), self.longest - 1) if TOO_SHORT in flags else 0
         return replace(
             self.decode,
             no_repeat_ngram_size=self.decode.no_repeat_ngram_size or RETRY_NGRAM_SIZE,
@@ -142,7 +144,9 @@ class Backend(ABC):
         """Yield the translations of each batch, in order; closing the generator ends the work."""
         return map_in_threads(self.search, requests, self.n_parallel)
 
-    def align(self, sources: list[list[int]], targets: list[tuple[int, ...]], batch_tokens: int) -> list[Pairs]:
+    def align(
+        self, sources: list[list[int]], targets: list[tuple[int, ...]], batch_tokens: int, n_first: int
+    ) -> list[Pairs]:
         """Return the alignments of tokens, see `mt.decode.alignment.align`; raise a ConfigError if there are none."""
         raise ConfigError("is_aligned", "only the backend of mt itself finds alignments")
 
@@ -189,8 +193,10 @@ class OwnBackend(Backend):
             return super().search_batches(requests)
         return self._processes.map(partial(_search_in_process, id(self)), requests)
 
-    def align(self, sources: list[list[int]], targets: list[tuple[int, ...]], batch_tokens: int) -> list[Pairs]:
-        return align(self.model, sources, targets, batch_tokens)
+    def align(
+        self, sources: list[list[int]], targets: list[tuple[int, ...]], batch_tokens: int, n_first: int
+    ) -> list[Pairs]:
+        return align(self.model, sources, targets, batch_tokens, n_first)
 
 
 # Forked processes find the backend here, so that only ids and settings go through their pipes.
@@ -215,8 +221,11 @@ class Translator:
     # Split lines at ends of sentences. auto: lines with more sentences or tokens than `usual_lines`, and at line feeds.
     split_sentences: SplitSentences = "auto"
     usual_lines: UsualLines | None = None  # of training; None: not known, then auto splits at line feeds alone
-    # Everything that the output depends on besides settings and text: checksums of the model, device, precision.
+    # Everything that the output depends on besides settings and text: checksums of the model, device, precision, and
+    # the direction if the model has several.
     identity: Mapping[str, str] = field(default_factory=dict)
+    first_ids: tuple[int, ...] = ()  # pieces of languages, which each source sentence begins with
+    config: RunConfig | None = None  # of the model; None: it has one direction
 
     @property
     def model(self) -> Transformer:
@@ -234,6 +243,8 @@ class Translator:
         retries: bool = True,
         split_sentences: SplitSentences = "auto",
         n_processes: int | None = 1,
+        src_lang: str | None = None,
+        tgt_lang: str | None = None,
     ) -> Translator:
         """Load the translator in a run folder (while it runs, its best so far), a checkpoint or a model folder.
 
@@ -245,9 +256,12 @@ class Translator:
                 sentences or tokens than most lines that the model was trained on.
             n_processes: that may be forked to translate long texts on the CPU; None: as many as torch has threads.
                 For programs in which no other thread computes.
+            src_lang, tgt_lang: as in `between`. A model with several target languages needs `tgt_lang`, or `between`
+                before it translates.
         Raises:
             CheckpointError: there is no complete model of this version there.
-            ConfigError: no such device or precision; a package that the model's text was normalised with is missing.
+            ConfigError: no such device, precision or language; a package that the model's text was normalised with is
+                missing.
         """
         tune_malloc()
         chosen_device = choose_device(device)
@@ -255,14 +269,15 @@ class Translator:
         folder = path if isinstance(path, ModelFolder) else open_model(path)
         config, checksums = folder.config, folder.manifest[CHECKSUMS]
         backend = OwnBackend(folder.load_model(dtype, chosen_device), n_processes or torch.get_num_threads())
-        tokenizers, normalisers = folder.load_tokenizers(), Normalisers.of_run(config)
+        direction = config.directions[0]
+        tokenizers, normalisers = folder.load_tokenizers(), Normalisers.of_run(config, direction)
         files = WEIGHTS, *(path.name for path in folder.tokenizer_paths)
         identity = {
             "model": " ".join(str(checksums.get(name)) for name in files),
             "device": chosen_device.type,
             "precision": str(dtype).removeprefix("torch."),
         }
-        return cls(
+        translator = cls(
             backend,
             tokenizers,
             config.decode,
@@ -272,10 +287,46 @@ class Translator:
             split_sentences,
             UsualLines.of_manifest(folder.manifest),
             identity,
+            config=config,
         )
+        return translator.between(src_lang, tgt_lang)
+
+    def between(self, src_lang: str | None = None, tgt_lang: str | None = None) -> Translator:
+        """Return a translator of the same model from one language into another; each may be left out if it is clear.
+
+        A direction that the model was not trained in is translated with a warning, if training had text into
+        `tgt_lang`.
+
+        Args:
+            src_lang, tgt_lang: codes or names of languages, such as pt, pt-BR, por or Portuguese.
+        Raises:
+            ConfigError: the model does not have this language.
+        """
+        if self.config is None or (src_lang is None and tgt_lang is None and len(self.config.directions) > 1):
+            return self
+        direction = chosen_direction(self.config, src_lang, tgt_lang)
+        if direction not in self.config.directions:
+            note(f"the model was not trained to translate {direction}: translations are worse than of other pairs")
+        return self.in_direction(direction)
+
+    def in_direction(self, direction: Direction) -> Translator:
+        """Return a translator of the same model in a direction whose target language it was trained with."""
+        assert self.config is not None
+        first_ids = tuple(self.tokenizers.src.ids_of(self.config.pieces_of(direction)))
+        identity = {**self.identity, **({"direction": str(direction)} if len(self.config.directions) > 1 else {})}
+        normalisers = Normalisers.of_run(self.config, direction)
+        return replace(self, normalisers=normalisers, identity=identity, first_ids=first_ids)
+
+    def require_direction(self) -> None:
+        """Raise a ConfigError if the model has several target languages and none of them is chosen."""
+        if self.config is not None and self.config.language_pieces and not self.first_ids:
+            chosen_direction(self.config, None, None)
 
     def __repr__(self) -> str:
-        languages = f"{self.normalisers.src.lang} to {self.normalisers.tgt.lang}"
+        is_chosen = self.config is None or not self.config.language_pieces or self.first_ids
+        languages = "several languages"
+        if is_chosen:
+            languages = f"{self.normalisers.src.lang} to {self.normalisers.tgt.lang}"
         known = [self.identity[key] for key in ("backend", "device", "precision") if key in self.identity]
         return f"<Translator {', '.join([languages, *known])}>"
 
@@ -330,6 +381,7 @@ class Translator:
         """
         if isinstance(lines, str):
             raise TypeError("lines: expected a list of str, got a str: write [text]")
+        self.require_direction()
         decode = (decode or self.decode).changed(changes)
         if not 1 <= n_best <= MAX_BEAM_SIZE:
             raise ConfigError("n_best", f"expected 1 to {MAX_BEAM_SIZE}, got {n_best}")
@@ -376,7 +428,8 @@ class Translator:
             for part, part_ids in parts:
                 longest = longest_translation(len(part_ids) + 1, decode, self.backend.n_positions)
                 part_prefix = [] if sentences else prefix  # the first part has the prefix
-                sentences.append(_Sentence([*part_ids, EOS_ID], part_prefix, part, decode, longest))
+                ids = [*self.first_ids, *part_ids, EOS_ID]
+                sentences.append(_Sentence(ids, len(self.first_ids), part_prefix, part, decode, longest))
             if sentences and len(prefix) >= sentences[0].longest:
                 raise PrefixError(
                     n_lines_before + len(of_lines),
@@ -419,7 +472,7 @@ class Translator:
 
     def _parts(self, whole: Part, ids: list[int]) -> Iterator[tuple[Part, list[int]]]:
         """Yield a line and its ids or, if it is too long, its parts and their ids; nothing for an empty line."""
-        max_pieces = max(self.max_source_tokens - 1, 1)  # without EOS
+        max_pieces = max(self.max_source_tokens - 1 - len(self.first_ids), 1)  # without EOS
         if len(ids) <= max_pieces or len(whole.text) == 1:
             if ids:
                 yield whole, ids
@@ -494,7 +547,8 @@ class Translator:
         """Find the alignments of tokens of all translations of the sentences."""
         flat = [(sentence, result.ids) for sentence in sentences for result in sentence.results]
         sources, targets = [sentence.ids for sentence, _ in flat], [ids for _, ids in flat]
-        for (sentence, _), pairs in zip(flat, self.backend.align(sources, targets, batch_tokens), strict=True):
+        aligned = self.backend.align(sources, targets, batch_tokens, len(self.first_ids))
+        for (sentence, _), pairs in zip(flat, aligned, strict=True):
             sentence.alignments.append(pairs)
 
     def _line_hypotheses(self, sentences: Sequence[_Sentence], is_aligned: bool) -> list[Hypothesis]:
@@ -521,7 +575,9 @@ class Translator:
             if is_aligned:
                 part = sentence.part
                 n_before = part.n_words_before - part.n_tags, len(text.split()) - len(part_text.split())
-                pairs = word_alignment(self.tokenizers.src.pieces(sentence.ids[:-1]), pieces, sentence.alignments[k])
+                n_first = sentence.n_first
+                of_text = [(i - n_first, j) for i, j in sentence.alignments[k]]
+                pairs = word_alignment(self.tokenizers.src.pieces(sentence.ids[n_first:-1]), pieces, of_text)
                 alignment |= {(i + n_before[0], j + n_before[1]) for i, j in pairs if i >= part.n_tags}
         cuts = {SPLIT if sentence.part.gap is not None else IN_PARTS for sentence in sentences[1:]}
         return Hypothesis(

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from mt.config.settings import Corpus
+from mt.config.settings import Corpus, Direction
 from mt.errors import ConfigError, DataError, MTError
 from mt.evaluation.comparison import System, compare_systems
 from mt.evaluation.findings import EvalOptions, Text, evaluate
@@ -20,9 +20,10 @@ from mt.report.facts import Evaluation, SystemComparison
 from mt.text.corpora import SentencePair, different_counts
 from mt.text.corpus import without_tag
 from mt.text.files import COMPRESSIONS, read_line_chunks
+from mt.text.languages import chosen_direction
 
 if TYPE_CHECKING:  # scoring files does not import torch
-    from mt.evaluation.runs import RunArtifacts
+    from mt.evaluation.runs import GivenLangs, RunArtifacts
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ def evaluate_model(
     options: EvalOptions,
     n_processes: int | None = None,
     given: GivenText | None = None,
+    langs: GivenLangs = (None, None),
 ) -> Evaluation:
     """Evaluate a model on its test sets, or on other text; for a report, add its training, data and settings.
 
@@ -65,28 +67,33 @@ def evaluate_model(
         tests: names of test sets of the model; if there are none, all of them.
         n_processes: as in `Translator.load`.
         given: other text, which is scored instead of the model's test sets.
+        langs: source and target language of that text, or of the test sets to score; None: all, or as is clear.
     """
     from mt.evaluation.runs import RunArtifacts
 
     artifacts, other = RunArtifacts.of(model), _model_of(options.baseline)
-    tokenize = _tokenizer_of([artifacts] if other is None else [artifacts, other], options)
     more_references: list[list[str]] = []
     if given is None:
-        pairs = artifacts.test_pairs(artifacts.test_names(tests))
+        names = artifacts.test_names(tests, langs)
+        pairs, directions = artifacts.test_pairs(names), artifacts.directions(names)
     else:
-        pairs, more_references = _given_pairs(given, artifacts)
+        pairs, more_references, directions = _given_pairs(given, artifacts, langs)
+    tokenizers = _tokenizers_of([artifacts] if other is None else [artifacts, other], directions, options)
     how = device, precision, n_processes
     # Errors of the baseline are raised before the model translates anything.
     baselines: Mapping[str, Sequence[str]] = {}
     if other is not None:
-        baselines = _hypotheses(other, _as_read_by(other, pairs, artifacts), how, may_use_stored=True)
+        baselines = _hypotheses(other, _as_read_by(other, pairs, artifacts), directions, how, may_use_stored=True)
     elif options.baseline is not None:
         baselines = _read_baselines(options.baseline, pairs)
     translated = {
         name: replace(
-            one, baseline=baselines.get(name), references=[*one.references, *more_references], tokenize=tokenize
+            one,
+            baseline=baselines.get(name),
+            references=[*one.references, *more_references],
+            tokenize=tokenizers[name],
         )
-        for name, one in _translated(artifacts, pairs, how).items()
+        for name, one in _translated(artifacts, pairs, directions, how).items()
     }
     known_warnings = artifacts.overlap_warnings(pairs if given is None else ())
     found = evaluate(translated, str(model), options, artifacts.count_words, known_warnings)
@@ -103,6 +110,7 @@ def compare_models(
     options: EvalOptions,
     n_processes: int | None = None,
     given: GivenText | None = None,
+    langs: GivenLangs = (None, None),
 ) -> SystemComparison:
     """Compare models on the test sets that all of them have, or on other text, also with files of its translations.
 
@@ -112,7 +120,7 @@ def compare_models(
         systems: name, and path of a model; for text that is given, also translations.
         tests: if any, only these test sets are compared.
         device, precision: None: the best for this machine.
-        n_processes, given: as in `evaluate_model`.
+        n_processes, given, langs: as in `evaluate_model`.
     """
     from mt.evaluation.runs import RunArtifacts
 
@@ -121,25 +129,27 @@ def compare_models(
         raise ConfigError("", "none of the systems is a model", "give only references to compare translations")
     models = {name: RunArtifacts.of(path) for name, path in paths.items()}
     first, *_ = models.values()
-    tokenize = _tokenizer_of([*models.values()], options)
     more_references: list[list[str]] = []
     if given is None:
-        sets = _shared_sets(models, tests)
+        sets = _shared_sets(models, tests, langs)
+        directions = first.directions(next(iter(sets.values())))
     else:
-        pairs, more_references = _given_pairs(given, first)
+        pairs, more_references, directions = _given_pairs(given, first, langs)
         sets = {name: _as_read_by(model, pairs, first) for name, model in models.items()}
     of_first, *_ = sets.values()
     may_use_stored, how = device is None and precision is None, (device or "auto", precision or "auto", n_processes)
     settings, compared = _settings(models), []
     for name, text in systems:
         if (model := models.get(name)) is not None:
-            found = _hypotheses(model, sets[name], how, may_use_stored)
+            found = _hypotheses(model, sets[name], directions, how, may_use_stored)
             compared.append(System(name, found, settings[name], model.figures(), model.training()))
         else:
             read = {test: _read_translations(text, test, pairs, name) for test, pairs in of_first.items()}
             compared.append(System(name, read))
     references = {test: [[pair.tgt for pair in pairs], *more_references] for test, pairs in of_first.items()}
-    return compare_systems(compared, references, options, first.folder.config.tgt_lang, tokenize)
+    tokenizers = _tokenizers_of([*models.values()], directions, options)
+    languages = {test: (directions[test].tgt, tokenizers[test]) for test in references}
+    return compare_systems(compared, references, options, languages)
 
 
 def compare_files(
@@ -156,23 +166,32 @@ def compare_files(
     tokenize = chosen_tokenizer(options.tokenize or "auto", tgt_lang, reference)
     translated = [TranslatedSet(None, read(_lines_of(text, reference)), sets) for _, text in texts]
     systems = [System(name, {INPUT: one.hypotheses}) for (name, _), one in zip(texts, translated, strict=True)]
-    return compare_systems(systems, {INPUT: sets}, options, tgt_lang, tokenize)
+    return compare_systems(systems, {INPUT: sets}, options, {INPUT: (tgt_lang, tokenize)})
 
 
-def _translated(model: RunArtifacts, sets: Mapping[str, Sequence[SentencePair]], how: _How) -> dict[str, TranslatedSet]:
+def _translated(
+    model: RunArtifacts,
+    sets: Mapping[str, Sequence[SentencePair]],
+    directions: Mapping[str, Direction],
+    how: _How,
+) -> dict[str, TranslatedSet]:
     # Logged because it takes time, and because a path may not tell which model is used.
     _log.info(f"{model.path}: translating {', '.join(sets)} with {model.description}")
     device, precision, n_processes = how
-    return model.translate(sets, device, precision, n_processes=n_processes)
+    return model.translate(sets, directions, device, precision, n_processes=n_processes)
 
 
 def _hypotheses(
-    model: RunArtifacts, sets: Mapping[str, Sequence[SentencePair]], how: _How, may_use_stored: bool
+    model: RunArtifacts,
+    sets: Mapping[str, Sequence[SentencePair]],
+    directions: Mapping[str, Direction],
+    how: _How,
+    may_use_stored: bool,
 ) -> dict[str, Sequence[str]]:
     """Return a model's translations: those that its finished run has stored, and new ones of other text."""
-    found = model.kept_translations(sets) if may_use_stored else {}
+    found = model.kept_translations(sets, directions) if may_use_stored else {}
     if new := {name: pairs for name, pairs in sets.items() if name not in found}:
-        found |= _translated(model, new, how)
+        found |= _translated(model, new, directions, how)
     return {name: found[name].hypotheses for name in sets}
 
 
@@ -188,31 +207,41 @@ def _settings(models: Mapping[str, RunArtifacts]) -> dict[str, dict[str, Any]]:
     return {name: {key: one[key] for key in one if key not in left_out} for name, one in settings.items()}
 
 
-def _tokenizer_of(models: Sequence[RunArtifacts], options: EvalOptions) -> str:
-    """Return the tokenizer of BLEU for all models.
+def _tokenizers_of(
+    models: Sequence[RunArtifacts], directions: Mapping[str, Direction], options: EvalOptions
+) -> dict[str, str]:
+    """Return the tokenizer of BLEU of each test set.
 
     Raises:
-        ConfigError: it is not the same for all and not given, or it cannot be used.
+        ConfigError: it is not the same for all models and not given, or it cannot be used.
     """
-    tokenizers = {str(model.path): model.bleu_tokenizer(options.tokenize) for model in models}
-    if len({*tokenizers.values()}) > 1:
-        each = ", ".join(f"{path} with {tokenizer}" for path, tokenizer in tokenizers.items())
-        fix = "give --tokenize to score all of them with the same one"
-        raise ConfigError("", f"the BLEU of these models is computed with different tokenizers ({each})", fix)
-    return next(iter(tokenizers.values()))
+    found = {}
+    for name, direction in directions.items():
+        tokenizers = {str(model.path): model.bleu_tokenizer(direction, options.tokenize) for model in models}
+        if len({*tokenizers.values()}) > 1:
+            each = ", ".join(f"{path} with {tokenizer}" for path, tokenizer in tokenizers.items())
+            fix = "give --tokenize to score all of them with the same one"
+            raise ConfigError("", f"the BLEU of these models is computed with different tokenizers ({each})", fix)
+        found[name] = next(iter(tokenizers.values()))
+    return found
 
 
-def _shared_sets(models: Mapping[str, RunArtifacts], tests: Sequence[str]) -> dict[str, dict[str, list[SentencePair]]]:
+def _shared_sets(
+    models: Mapping[str, RunArtifacts], tests: Sequence[str], langs: GivenLangs
+) -> dict[str, dict[str, list[SentencePair]]]:
     """Return for each model the test sets of these names, or else those that all models have.
 
     Raises:
         ConfigError: there is none.
         DataError: a test set is not the same text for all models.
     """
-    known = {name: list(model.folder.config.data.test) for name, model in models.items()}
+    known = {
+        name: model.test_names(langs=langs) if model.folder.config.tests else list[str]()
+        for name, model in models.items()
+    }
     first, *_ = models
     if tests:
-        names, *_ = [model.test_names(tests) for model in models.values()]
+        names, *_ = [model.test_names(tests, langs) for model in models.values()]
     elif not (names := [test for test in known[first] if all(test in one for one in known.values())]):
         each = "; ".join(f"{name} has {', '.join(one) or 'none'}" for name, one in known.items())
         fix = "choose models with a common test set, or give other text, such as --src FILE --ref FILE"
@@ -229,16 +258,21 @@ def _shared_sets(models: Mapping[str, RunArtifacts], tests: Sequence[str]) -> di
 # --- Text that is given -----------------------------------------------------------------------------------------------
 
 
-def _given_pairs(given: GivenText, model: RunArtifacts) -> tuple[dict[str, list[SentencePair]], list[list[str]]]:
-    """Return given text under its name, with tags as the model reads it, and its further sets of references.
+def _given_pairs(
+    given: GivenText, model: RunArtifacts, langs: GivenLangs
+) -> tuple[dict[str, list[SentencePair]], list[list[str]], dict[str, Direction]]:
+    """Return given text under its name, as the model reads it, its further sets of references, and its direction.
 
     Raises:
-        ConfigError: the model does not know the tag.
+        ConfigError: the model does not know the tag or the languages.
         DataError: the text is missing, unreadable, empty or not parallel.
     """
     if isinstance(given, Corpus):
+        langs = langs[0] or given.src_lang, langs[1] or given.tgt_lang
+    direction = chosen_direction(model.folder.config, *langs)
+    if isinstance(given, Corpus):
         name = _stem(Path(given.files[0])) if given.files else given.description.removeprefix("sacrebleu:")
-        return {name: model.pairs_of(given)}, []
+        return {name: model.pairs_of(given, direction)}, [], {name: direction}
     src, refs = given
     sources = _read_lines(src)
     reference, *more = [_read_lines(ref, parallel_to=(src, sources)) for ref in refs]
@@ -246,7 +280,8 @@ def _given_pairs(given: GivenText, model: RunArtifacts) -> tuple[dict[str, list[
         if len(lines) != len(sources):
             raise DataError(f"{len(sources):,} sources and {len(lines):,} references: scoring needs the same number")
     pairs = [SentencePair(*sides, line) for line, sides in enumerate(zip(sources, reference, strict=True), start=1)]
-    return {_stem(src) if isinstance(src, Path) else INPUT: pairs}, more
+    name = _stem(src) if isinstance(src, Path) else INPUT
+    return {name: pairs}, more, {name: direction}
 
 
 def _stem(path: Path) -> str:

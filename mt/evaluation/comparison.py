@@ -48,14 +48,13 @@ def compare_systems(
     systems: Sequence[System],
     test_sets: Mapping[str, Sequence[Sequence[str]]],
     options: EvalOptions,
-    tgt_lang: str | None = None,
-    tokenize: str = DEFAULT_TOKENIZER,
+    languages: Mapping[str, tuple[str | None, str]] | None = None,
 ) -> SystemComparison:
     """Compare each pair of systems on each test set and by each metric.
 
     Args:
         test_sets: name → its sets of references.
-        tgt_lang, tokenize: as in `TranslatedSet`.
+        languages: test set → `tgt_lang` and `tokenize` as in `TranslatedSet`.
     Raises:
         ConfigError: too many samples for the memory; the tokenizer cannot be used.
     """
@@ -63,6 +62,7 @@ def compare_systems(
         _log.info(f"comparing {n * (n - 1) // 2:,} pairs of systems")
     compared = {}
     for name, references in test_sets.items():
+        tgt_lang, tokenize = (languages or {}).get(name, (None, DEFAULT_TOKENIZER))
         wanted = TranslatedSet(None, references[0], references, tgt_lang, tokenize=tokenize)
         metrics = wanted.metrics(options.metrics or COMPARED_METRICS)
         found = [_compared(systems, name, metric, options) for metric in metrics]

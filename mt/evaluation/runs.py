@@ -11,11 +11,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from mt.checkpoint import CHECKSUMS, ModelFolder
 from mt.config.loading import config_differences, settings_of
-from mt.config.settings import Corpus, DecodeConfig, ModelConfig, TokenizerConfig, TrainConfig
+from mt.config.settings import Corpus, DecodeConfig, Direction, ModelConfig, TokenizerConfig, TrainConfig
 from mt.decode.lines import in_one_line
 from mt.decode.translator import Translator
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
@@ -28,7 +28,7 @@ from mt.system.device import choose_device, choose_dtype, hardware
 from mt.system.files import file_checksum, parse_json
 from mt.text.corpora import CorpusReader, SentencePair, reader_of, readers_of
 from mt.text.corpus import PreparedCorpus, read_pairs, with_tag, without_tag
-from mt.text.languages import words_of
+from mt.text.languages import closeness, words_of
 from mt.text.prepare import held_out_pairs
 from mt.text.tokenizer import Tokenizers, tokenizer_paths
 
@@ -39,6 +39,7 @@ _MOST_STEPS_OF_SAMPLES = 8
 _MANY_SENTENCES = 1_000_000  # counting their words takes more than half a minute
 _SENTENCES_AT_ONCE = 50_000  # decoded together
 _LARGEST = 1e15  # larger than any measurement; a chart can tell numbers below it apart
+GivenLangs: TypeAlias = tuple[str | None, str | None]  # source and target language, as far as the user gives them
 _CURVES = {
     "train": ("train_loss", "learning_rate", "grad_norm", "tgt_tokens_per_second"),
     "valid": ("valid_loss", "valid_bleu", "valid_chrf"),
@@ -159,22 +160,36 @@ class RunArtifacts:
                 counts.update(word for word in words_of(line) if word in wanted)
         return counts
 
-    def bleu_tokenizer(self, wanted: str | None = None) -> str:
-        """Return the wanted tokenizer of BLEU, by default that of the model's run.
+    def bleu_tokenizer(self, direction: Direction, wanted: str | None = None) -> str:
+        """Return the wanted tokenizer of BLEU, by default that of the model's run for the target language.
 
         Raises:
             ConfigError: it cannot be used on this machine.
         """
-        config = self.folder.config
-        return chosen_tokenizer(wanted or config.eval.bleu_tokenize, config.tgt_lang)
+        return chosen_tokenizer(wanted or self.folder.config.eval.bleu_tokenize, direction.tgt)
 
-    def test_names(self, wanted: Sequence[str] = ()) -> list[str]:
+    def directions(self, names: Iterable[str]) -> dict[str, Direction]:
+        """Return the direction of each of these validation and test sets."""
+        known = {**self.folder.config.valid_sets, **self.folder.config.tests}
+        return {name: known[name].direction for name in names}
+
+    def test_names(self, wanted: Sequence[str] = (), langs: GivenLangs = (None, None)) -> list[str]:
         """Return the names of all test sets, or of those wanted, each once.
 
+        Args:
+            langs: source and target language of the sets; None: any.
         Raises:
-            ConfigError: the model has no test set, or none of a wanted name.
+            ConfigError: the model has no test set, or none of a wanted name or language.
         """
-        known = self.folder.config.data.test
+        all_known = self.folder.config.tests
+        known = {
+            name: one
+            for name, one in all_known.items()
+            if all(given is None or closeness(given, lang) for given, lang in zip(langs, one.direction, strict=True))
+        }
+        if all_known and not known:
+            has = ", ".join(f"{name} ({one.direction})" for name, one in all_known.items())
+            raise ConfigError("to" if langs[1] else "from", f"{self.path} has no such test set", f"it has {has}")
         for name in wanted:
             if name not in known:
                 names = f"it has {', '.join(known)}" if known else "its config has none under data.test"
@@ -204,9 +219,11 @@ class RunArtifacts:
                 raise DataError(added, "is damaged", fix) from None
         return with_tag(reader.pairs(), reader.corpus.tag)
 
-    def pairs_of(self, corpus: Corpus) -> list[SentencePair]:
+    def pairs_of(self, corpus: Corpus, langs: tuple[str, str]) -> list[SentencePair]:
         """Read other text, with its tag as the model reads it.
 
+        Args:
+            langs: its languages.
         Raises:
             ConfigError: the model does not know the tag.
             DataError: the text is missing, unreadable, empty or not parallel.
@@ -215,37 +232,62 @@ class RunArtifacts:
         if corpus.tag not in (None, *config.symbols):
             knows = f"it knows {', '.join(config.symbols)}" if config.symbols else "remove the tag"
             raise ConfigError("data.tag", f"{self.path} does not know {corpus.tag}", knows)
-        reader = reader_of(corpus, (config.src_lang, config.tgt_lang), "test")
+        reader = reader_of(corpus, langs, "test")
         return with_tag(held_out_pairs(reader), corpus.tag)
 
     def test_references(self, name: str) -> list[str] | None:
         """Return the references of a test set, or of the validation set (`valid`); None if they are gone."""
-        if name == "valid":
-            return None if self.corpus is None else [pair.tgt for pair in self.corpus.valid_pairs]
+        if name in self.folder.config.valid_sets:
+            return None if self.corpus is None else [pair.tgt for pair in self.corpus.valid_sets[name]]
         try:
             return [pair.tgt for pair in self.test_pairs([name])[name]]
         except (MTError, KeyError):
             return None
 
     def translate(
-        self, sets: Mapping[str, Sequence[SentencePair]], device: str, precision: str, *, n_processes: int | None
+        self,
+        sets: Mapping[str, Sequence[SentencePair]],
+        directions: Mapping[str, Direction],
+        device: str,
+        precision: str,
+        *,
+        n_processes: int | None,
     ) -> dict[str, TranslatedSet]:
-        """Translate test sets, whose source segments may begin with a tag. A translation is one line."""
-        translator = Translator.load(self.folder, device, precision, n_processes=n_processes)
-        return {
-            name: self._translated_set(
-                pairs, list(map(in_one_line, translator.translate([pair.src for pair in pairs])))
-            )
-            for name, pairs in sets.items()
-        }
+        """Translate test sets, whose source segments may begin with a tag. A translation is one line.
 
-    def _translated_set(self, pairs: Sequence[SentencePair], hypotheses: Sequence[str]) -> TranslatedSet:
+        Args:
+            directions: of the sets.
+        Raises:
+            ConfigError: the model does not have a language.
+        """
+        loaded, translated = Translator.load(self.folder, device, precision, n_processes=n_processes), {}
+        for name, pairs in sets.items():
+            direction = directions[name]
+            is_known = direction in self.folder.config.all_directions
+            translator = loaded.in_direction(direction) if is_known else loaded.between(*direction)
+            hypotheses = list(map(in_one_line, translator.translate([pair.src for pair in pairs])))
+            translated[name] = self._translated_set(pairs, hypotheses, direction)
+        return translated
+
+    def _translated_set(
+        self, pairs: Sequence[SentencePair], hypotheses: Sequence[str], direction: Direction
+    ) -> TranslatedSet:
         """Return the set for scoring, without tags, which are only for the model."""
         config = self.folder.config
-        sources = [without_tag(pair.src, config.data.tags) for pair in pairs]
-        return TranslatedSet(sources, hypotheses, [[pair.tgt for pair in pairs]], config.tgt_lang)
+        sources, references = [without_tag(pair.src, config.data.tags) for pair in pairs], [pair.tgt for pair in pairs]
+        has_several = len(config.all_directions) > 1
+        return TranslatedSet(
+            sources,
+            hypotheses,
+            [references],
+            direction.tgt,
+            src_lang=direction.src if has_several else None,
+            is_zero_shot=has_several and direction not in config.directions,
+        )
 
-    def kept_translations(self, sets: Mapping[str, Sequence[SentencePair]]) -> dict[str, TranslatedSet]:
+    def kept_translations(
+        self, sets: Mapping[str, Sequence[SentencePair]], directions: Mapping[str, Direction]
+    ) -> dict[str, TranslatedSet]:
         """Return those translations of the sets that the run has stored and that are of this model and this text."""
         if self.run is None or self.folder.path.resolve() != self.run.model:  # not the final model of its run
             return {}
@@ -259,7 +301,7 @@ class RunArtifacts:
                 checksums = report["translations"][name], report["texts"][name]
                 hypotheses = path.read_text(encoding="utf-8").split("\n")[:-1]
                 if checksums == (file_checksum(path), text_checksum(pairs)):
-                    kept[name] = self._translated_set(pairs, hypotheses)
+                    kept[name] = self._translated_set(pairs, hypotheses, directions[name])
         return kept
 
     def overlap_warnings(self, names: Collection[str]) -> dict[str, list[str]]:
@@ -332,7 +374,7 @@ class RunArtifacts:
             corpus={"fingerprint": str(manifest.get("corpus_fingerprint")), **self._corpus_counts()},
             translation={"device": chosen.type, "precision": dtype, "hardware": hardware(chosen)},
         )
-        languages = {"src_lang": config.src_lang, "tgt_lang": config.tgt_lang}
+        languages = config.directions[0].in_words() if len(config.all_directions) == 1 else {}
         return {**languages, "manifest": facts, "training": self.training()}
 
     def _corpus_counts(self) -> dict[str, Any]:
@@ -341,8 +383,9 @@ class RunArtifacts:
         train = self.corpus.manifest["train"]
         counts = ("source", "tag", "weight", "pairs_read", "pairs_kept")
         sources = [{key: source.get(key) for key in counts} for source in train["sources"]]
-        tests = {**self.corpus.manifest["test"], **self._added}
-        return {"train": train | {"sources": sources}, "valid": self.corpus.manifest["valid"], "test": tests}
+        manifest = self.corpus.manifest
+        held_out = {"valid": manifest["valid"], "test": {**manifest["test"], **self._added}}
+        return {"train": train | {"sources": sources}, **held_out}
 
 
 def text_checksum(pairs: Iterable[SentencePair]) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from mt.errors import DataError
 from mt.evaluation.metrics import Metric, metric_keys
 from mt.evaluation.tokenization import DEFAULT_TOKENIZER
 from mt.report.facts import ScoredSet
-from mt.text.languages import characters_per_word
+from mt.text.languages import characters_per_word, fraction_in_language
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class TranslatedSet:
     tgt_lang: str | None = None  # None: not known
     baseline: Sequence[str] | None = None  # another system's hypotheses
     tokenize: str = DEFAULT_TOKENIZER  # of BLEU, by sacreBLEU's name
+    src_lang: str | None = None  # given if the system has several directions
+    is_zero_shot: bool = False  # the system was not trained in this direction
 
     def __post_init__(self) -> None:
         references = [("references", lines) for lines in self.references]
@@ -68,7 +71,13 @@ def score_corpus(translated: TranslatedSet, metrics: Sequence[str] | None = None
     """
     computed = translated.metrics(metrics)
     scores = [metric.score(metric.rows(translated.hypotheses), n_samples) for metric in computed]
-    return ScoredSet(n_lines=len(translated.hypotheses), n_references=len(translated.references), scores=scores)
+    facts: dict[str, Any] = {}
+    if (src_lang := translated.src_lang) is not None and (tgt_lang := translated.tgt_lang) is not None:
+        share = fraction_in_language(translated.hypotheses, tgt_lang, src_lang)
+        facts = {"src_lang": src_lang, "tgt_lang": tgt_lang, "in_language": share}
+        facts |= {"is_zero_shot": translated.is_zero_shot}
+    n_references = len(translated.references)
+    return ScoredSet(n_lines=len(translated.hypotheses), n_references=n_references, scores=scores, **facts)
 
 
 def bleu_and_chrf(

@@ -55,6 +55,11 @@ def chosen_tokenizer(setting: str, tgt_lang: str | None, references: Sequence[st
     return wanted
 
 
+def chosen_tokenizers(setting: str, langs: Sequence[str]) -> str:
+    """Return the tokenizers that a setting means for some languages, each once: `13a`, or `13a, zh`."""
+    return ", ".join(dict.fromkeys(chosen_tokenizer(setting, lang) for lang in dict.fromkeys(langs)))
+
+
 def tokenizer_of(lang: str) -> str:
     """Return the tokenizer that `auto` means for a language, if its package is installed."""
     if expected_scripts(lang) == _CHINESE:

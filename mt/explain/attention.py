@@ -21,22 +21,32 @@ from mt.text.tokenizer import EOS_ID, Tokenizer
 LONGEST_SHOWN = 200  # tokens per side; larger maps are unreadable
 
 
-def explained_page(model: str | Path, src: str, tgt: str | None, device: str = "auto", precision: str = "auto") -> str:
+def explained_page(
+    model: str | Path,
+    src: str,
+    tgt: str | None,
+    device: str = "auto",
+    precision: str = "auto",
+    src_lang: str | None = None,
+    tgt_lang: str | None = None,
+) -> str:
     """Return an HTML page with the attention maps of a sentence and its translation.
 
     Args:
         model: a run folder, a checkpoint or a model folder.
         tgt: a given translation; None: the model translates.
+        src_lang, tgt_lang: as in `Translator.load`.
     Raises:
         CheckpointError: the model is missing, incomplete or of another version.
         ConfigError: a text is blank or too long; the device or precision is not available.
     """
-    translator = Translator.load(model, device=device, precision=precision)
+    translator = Translator.load(model, device=device, precision=precision, src_lang=src_lang, tgt_lang=tgt_lang)
+    translator.require_direction()
     normalisers, (src_tokenizer, tgt_tokenizer) = translator.normalisers, translator.tokenizers
     longest = min(LONGEST_SHOWN, translator.model.positions.n_positions or LONGEST_SHOWN)
 
-    def ids_of(key: str, text: str, tokenizer: Tokenizer) -> list[int]:
-        ids = [*tokenizer.encode(text), EOS_ID]
+    def ids_of(key: str, text: str, tokenizer: Tokenizer, first: Sequence[int] = ()) -> list[int]:
+        ids = [*first, *tokenizer.encode(text), EOS_ID]
         if len(ids) > longest:
             raise ConfigError(key, f"has {len(ids):,} tokens, but a map shows at most {longest}", "give one sentence")
         return ids
@@ -45,7 +55,7 @@ def explained_page(model: str | Path, src: str, tgt: str | None, device: str = "
     for key, text in (("src", src), ("tgt", tgt)):
         if text == "":
             raise ConfigError(key, "is blank", "give a sentence")
-    source = ids_of("src", src, src_tokenizer)
+    source = ids_of("src", src, src_tokenizer, translator.first_ids)
     if tgt is None:
         (tgt,) = translator.translate([src])
     target = ids_of("tgt", tgt, tgt_tokenizer)

@@ -35,7 +35,7 @@ from mt.checkpoint import (
     check_file,
 )
 from mt.config.loading import CONFIG, as_yaml, dump_config
-from mt.config.settings import DecodeConfig, ModelConfig, RunConfig
+from mt.config.settings import DecodeConfig, Direction, ModelConfig, RunConfig
 from mt.decode.lines import lines_of_text
 from mt.decode.search import (
     LONGER_THAN_SOURCE,
@@ -146,9 +146,9 @@ def export(
         raise ConfigError(output_dir, "exists already", "delete it, or choose another output folder")
     folder = open_model(model_path)
     refuse_inexpressible(folder.config.model)
-    described, lines = _lines_to_compare(folder, verify_with)
+    described, lines, direction = _lines_to_compare(folder, verify_with)
     with whole_folder(output_dir) as building:
-        result = Export(described, _write_and_compare(folder, lines, building, quantization))
+        result = Export(described, _write_and_compare(folder, lines, direction, building, quantization))
         _write_manifest(folder, building, quantization, result)
     return result
 
@@ -304,12 +304,17 @@ def _write_manifest(folder: ModelFolder, building: Path, quantization: str, resu
 def _readme(folder: ModelFolder) -> str:
     """Return the README of an export, whose code runs without mt."""
     decode, tokenizer = folder.config.decode, folder.load_tokenizers().tgt
-    never_produced = tokenizer.pieces(sorted({PAD_ID, UNK_ID, BOS_ID, *tokenizer.line_breaking_ids}))
+    never_produced = tokenizer.pieces(sorted((tokenizer.special_ids | tokenizer.line_breaking_ids) - {EOS_ID}))
+    direction = folder.config.directions[0]
+    first_pieces = folder.config.pieces_of(direction)
+    of_languages = f" after the pieces of its languages, here {' '.join(first_pieces)} for {direction}, and"
     files = [path.name for path in folder.tokenizer_paths]
     names = ["tokenizer"] if len(files) == 1 else ["src_tokenizer", "tgt_tokenizer"]
     loading = '{} = sentencepiece.SentencePieceProcessor(model_file="{}")'
     return Template(README_TEMPLATE.read_text(encoding="utf-8")).substitute(
-        languages=f"{folder.config.src_lang} to {folder.config.tgt_lang}",
+        languages=", ".join(f"{src} to {tgt}" for src, tgt in folder.config.directions),
+        first_pieces="".join(f"{json.dumps(piece)}, " for piece in first_pieces),
+        of_languages=of_languages if first_pieces else "",
         loading="\n".join(map(loading.format, names, files)),
         src_tokenizer=names[0],
         tgt_tokenizer=names[-1],
@@ -326,31 +331,33 @@ def _package() -> Any:
 # --- Comparing --------------------------------------------------------------------------------------------------------
 
 
-def _lines_to_compare(folder: ModelFolder, verify_with: Path | None) -> tuple[str, list[str]]:
-    """Return a description of the lines, and the lines."""
+def _lines_to_compare(folder: ModelFolder, verify_with: Path | None) -> tuple[str, list[str], Direction]:
+    """Return a description of the lines, the lines, and the direction to translate them in."""
+    direction = folder.config.directions[0]
     if verify_with is not None:
         description, lines = str(verify_with), lines_of_text(verify_with)
     else:
         fingerprint = folder.manifest.get("corpus_fingerprint")
         try:
-            description, pairs = first_test_pairs(folder.config, fingerprint, may_fetch=False)
+            description, pairs, direction = first_test_pairs(folder.config, fingerprint, may_fetch=False)
             lines = [pair.src for pair in pairs]
         except MTError:  # the model was copied to this machine without its text
             description, lines = "English sentences that ship with mt", lines_of_text(SENTENCES)
-    normalise = Normalisers.of_run(folder.config).src
+    normalise = Normalisers.of_run(folder.config, direction).src
     lines = [line for line in map(normalise, lines) if line][:COMPARED_LINES]
-    return f"{len(lines):,} lines of {description}", lines
+    return f"{len(lines):,} lines of {description}", lines, direction
 
 
 class _Exporter:
     """A model to export, with our own translations of some sentences."""
 
-    def __init__(self, folder: ModelFolder, lines: Sequence[str]) -> None:
+    def __init__(self, folder: ModelFolder, lines: Sequence[str], direction: Direction) -> None:
         self.model, self.tokenizers = folder.load_model(torch.float32, torch.device("cpu")), folder.load_tokenizers()
         self.n_positions = n_positions(folder.config)
-        self.bleu_tokenizer = "char" if written_without_spaces(folder.config.tgt_lang) else DEFAULT_TOKENIZER
-        longest = max(folder.config.data.max_tokens - 1, 1)
-        self.sources = [[*ids[:longest], EOS_ID] for ids in self.tokenizers.src.encode_batch(lines)]
+        self.bleu_tokenizer = "char" if written_without_spaces(direction.tgt) else DEFAULT_TOKENIZER
+        first = self.tokenizers.src.ids_of(folder.config.pieces_of(direction))
+        longest = max(folder.config.data.max_tokens - 1 - len(first), 1)
+        self.sources = [[*first, *ids[:longest], EOS_ID] for ids in self.tokenizers.src.encode_batch(lines)]
         self.ours = self._best_of_each(partial(search, self.model))
         if any(result.score == -math.inf for result in self.ours):
             raise CheckpointError("the model returns NaN for some lines: its weights are damaged")
@@ -409,10 +416,10 @@ def _verdict(ours: SearchResult, theirs: SearchResult, of_ours: float, of_theirs
 
 
 def _write_and_compare(
-    folder: ModelFolder, lines: list[str], building: Path, quantization: str
+    folder: ModelFolder, lines: list[str], direction: Direction, building: Path, quantization: str
 ) -> tuple[Comparison, ...]:
     """Write CTranslate2's files, and compare: first in float32, where only rounding may make a difference."""
-    exporter = _Exporter(folder, lines)
+    exporter = _Exporter(folder, lines, direction)
     exact = exporter.write(building, "float32")
     if exact.n_different > MOST_DIFFERENT_FRACTION * exact.n_lines:
         problem = (
@@ -647,6 +654,8 @@ def load_translator(
     *,
     retries: bool = True,
     split_sentences: SplitSentences = "auto",
+    src_lang: str | None = None,
+    tgt_lang: str | None = None,
 ) -> Translator:
     """Return a translator over an export folder; the counterpart of `Translator.load`.
 
@@ -678,17 +687,19 @@ def load_translator(
         "model": " ".join(str(checksums.get(name)) for name in (EXPORTED, *(file.name for file in files))),
         "device": device.partition(":")[0],
     }
-    return Translator(
+    translator = Translator(
         backend,
         tokenizers,
         config.decode,
         config.data.max_tokens,
-        Normalisers.of_run(config),
+        Normalisers.of_run(config, config.directions[0]),
         retries,
         split_sentences,
         UsualLines.of_manifest(folder.manifest.get("model", {})),
         identity,
+        config=config,
     )
+    return translator.between(src_lang, tgt_lang)
 
 
 def _device(name: str) -> str:

@@ -51,7 +51,7 @@ def write_data_report(facts: Mapping[str, Any], folder: Path, rules: Rules) -> N
 
 def data_page(facts: PreparedData, rules: Rules) -> str:
     """Return the page of a prepared corpus."""
-    title = f"Prepared corpus {facts.src_lang} → {facts.tgt_lang}"
+    title = f"Prepared corpus {', '.join(facts.directions).replace('-', ' → ')}"
     functions = {"bars": bars, "fraction_bar": fraction_bar, "with_fix": with_fix}
     return page("data.html.j2", title, facts=facts, view=_DataView(facts, rules), **functions)
 
@@ -96,10 +96,11 @@ class _DataView:
         """Return the arguments of the macro `example` for a pair, or for a sentence before and after a change."""
         name = f"{self.facts.train.sources[source].source}, " if len(self.facts.train.sources) > 1 else ""
         place = f"{name}line {one.line:,}"
+        corpus = self.facts.train.sources[source]
         if isinstance(one, Pair):
-            return one.src, one.tgt, self.facts.src_lang, self.facts.tgt_lang, place, one.note
+            return one.src, one.tgt, self.facts.lang("src", corpus), self.facts.lang("tgt", corpus), place, one.note
         before, after, described = character_differences(one.before, one.after)
-        lang = self.facts.lang(one.side)
+        lang = self.facts.lang(one.side, corpus)
         return before, after, lang, lang, f"{place}, {lang}", described
 
     def source_bars(self, removed: Sequence[_Rule]) -> Markup:
@@ -145,8 +146,14 @@ class _DataView:
 
     def overlaps(self) -> list[dict[str, Any]]:
         """Return for each set and language: the number of n-grams, and how many are in the training text."""
+        sets = {**self.facts.valid_sets, **self.facts.test}
         return [
-            {"set": name, "lang": self.facts.lang(side), **one, "fraction": fraction(one["found"], one["ngrams"])}
+            {
+                "set": name,
+                "lang": self.facts.lang(side, sets.get(name)),
+                **one,
+                "fraction": fraction(one["found"], one["ngrams"]),
+            }
             for name, sides in self.facts.overlap.items()
             for side, one in sides.items()
         ]

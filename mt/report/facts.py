@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from statistics import fmean
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, SkipValidation
@@ -47,6 +48,11 @@ class Facts(BaseModel):
         return self.model_dump(exclude_defaults=True, **options)
 
 
+class Languages(Facts):
+    src_lang: Line | None = None
+    tgt_lang: Line | None = None
+
+
 def facts_json(facts: Mapping[str, Any]) -> str:
     """Return facts as JSON: NaN and infinity become null, half a surrogate pair becomes an escape."""
     text = json.dumps(finite(facts), indent=1, ensure_ascii=False, allow_nan=False)
@@ -81,7 +87,7 @@ class Counted(Facts):
     examples: list[Pair | ChangeExample]
 
 
-class TrainingText(Facts):
+class TrainingText(Languages):
     source: Line  # its description
     files: list[Line] = []  # if there are several on a side
     skipped: dict[Line, int] = {}  # lines and units without a pair, by kind
@@ -104,7 +110,7 @@ class TrainingCounts(Facts):
     sources: list[TrainingText]
 
 
-class HeldOutSet(Facts):
+class HeldOutSet(Languages):
     """A validation or test set."""
 
     source: Line
@@ -132,7 +138,8 @@ class PreparedData(Facts):
     tgt_lang: Line
     command: Line | None = None
     train: TrainingCounts
-    valid: HeldOutSet | None = None
+    valid: HeldOutSet | None = None  # all validation sets together
+    valid_sets: dict[Line, HeldOutSet] = {}  # each of several
     test: dict[Line, HeldOutSet] = {}
     lengths: LengthCounts | None = None
     overlap: dict[Line, dict[str, dict[str, int]]] = {}  # set → side → {ngrams, found}
@@ -149,7 +156,8 @@ class PreparedData(Facts):
 
     @property
     def held_out(self) -> dict[str, HeldOutSet]:
-        valid = {} if self.valid is None else {"validation set": self.valid}
+        sets = self.valid_sets or ({} if self.valid is None else {"valid": self.valid})
+        valid = {name.replace("valid", "validation set", 1): one for name, one in sets.items()}
         return valid | {f"test set {name}": one for name, one in self.test.items()}
 
     @property
@@ -169,8 +177,18 @@ class PreparedData(Facts):
         """Side → figures of its text in tokens."""
         return {side: self.tokenizer[side] for side in ("src", "tgt") if side in self.tokenizer}
 
-    def lang(self, side: str) -> str:
-        return {"src": self.src_lang, "tgt": self.tgt_lang}[side]
+    @property
+    def directions(self) -> list[str]:
+        """The directions of the training text, such as en-de."""
+        found = [(one.src_lang or self.src_lang, one.tgt_lang or self.tgt_lang) for one in self.train.sources]
+        return [f"{src}-{tgt}" for src, tgt in dict.fromkeys(found)]
+
+    def lang(self, side: str, corpus: Languages | None = None) -> str:
+        """Return the language of a side of a corpus; of all text together if there is one, else the side's name."""
+        if corpus is not None and corpus.src_lang and corpus.tgt_lang:
+            return {"src": corpus.src_lang, "tgt": corpus.tgt_lang}[side]
+        names = {"src": (self.src_lang, "source"), "tgt": (self.tgt_lang, "target")}
+        return names[side][corpus is None and len(self.directions) > 1]
 
 
 # --------------------------------------------------------------------------------------------------- an evaluation
@@ -210,10 +228,18 @@ class MetricScore(Facts):
         return f"{self.score:.2f}{interval}"
 
 
-class ScoredSet(Facts):
+class ScoredSet(Languages):
+    """The scores of a set. Its languages are given if the model has several directions."""
+
     n_lines: int
     n_references: int
     scores: list[MetricScore]
+    in_language: float | None = None  # fraction of the lines, as far as they are long enough, in the target language
+    is_zero_shot: bool = False  # the model was not trained in this direction
+
+    @property
+    def direction(self) -> str:
+        return f"{self.src_lang}-{self.tgt_lang}" if self.src_lang else ""
 
     def __str__(self) -> str:
         return f"{', '.join(f'{short_name(one.name)} {one}' for one in self.scores)} ({self.n_lines:,} lines)"
@@ -362,6 +388,7 @@ class Evaluation(TrainingFigures, Origin):
     texts: dict[Line, str] | None = None  # set → checksum of its source text and references
     test_sets: dict[Line, ScoredSet]
     valid: ScoredSet | None = None
+    valid_sets: dict[Line, ScoredSet] = {}  # if there are several
     comparison: BaselineTest | None = None
     warnings: dict[Line, list[Line]] = {}
     notes: list[Line] = []
@@ -380,13 +407,42 @@ class Evaluation(TrainingFigures, Origin):
 
     @property
     def scored_sets(self) -> dict[str, ScoredSet]:
-        return self.test_sets | ({"validation set": self.valid} if self.valid else {})
+        valid = {name.replace("valid", "validation set", 1): one for name, one in self.validated.items()}
+        return self.test_sets | valid
+
+    @property
+    def validated(self) -> dict[str, ScoredSet]:
+        """The validation sets by name."""
+        return self.valid_sets or ({"valid": self.valid} if self.valid else {})
+
+    @property
+    def by_direction(self) -> list[list[str]]:
+        """A table of the scores in each direction, if there are several, with its header and the means."""
+        return direction_rows(self.scored_sets)
 
     @property
     def warning_lines(self) -> list[str]:
         """The warnings, each with the name of its test set if there are several."""
         prefixes = {name: f"{name}: " if len(self.test_sets) > 1 else "" for name in self.warnings}
         return [f"{prefixes[name]}{line}" for name, lines in self.warnings.items() for line in lines]
+
+
+def direction_rows(sets: Mapping[str, ScoredSet]) -> list[list[str]]:
+    """Return a header and a row for each set with its direction: first score of each metric, output in the language."""
+    sets = {name: one for name, one in sets.items() if one.direction}
+    if not sets:
+        return []
+    names = [one.name for one in next(iter(sets.values())).scores if one.name in ("BLEU", "chrF2")]
+    rows, columns = [["set", "direction", *names, "in the language", ""]], list[list[float]]()
+    for name, one in sets.items():
+        score_of = {score.name: score.score for score in one.scores}
+        share = "–" if one.in_language is None else f"{one.in_language:.1%}"
+        columns.append([score_of[metric] for metric in names if metric in score_of])
+        scores = [f"{score:.2f}" for score in columns[-1]]
+        rows.append([name, one.direction, *scores, share, "zero-shot" if one.is_zero_shot else ""])
+    if len(sets) > 1 and all(len(column) == len(names) for column in columns):
+        rows.append(["mean", "", *(f"{fmean(column):.2f}" for column in zip(*columns, strict=True)), "", ""])
+    return rows
 
 
 # --------------------------------------------------------------------------------------------------- a comparison

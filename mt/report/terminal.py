@@ -13,6 +13,7 @@ from mt.report.facts import (
     PairedScore,
     ScoredSet,
     SystemComparison,
+    direction_rows,
     short_name,
 )
 
@@ -31,6 +32,8 @@ def scores_text(sets: Mapping[str, ScoredSet]) -> str:
             head, bracket, remark = one.name.partition(" (")
             score, *interval = str(one).partition(" ")
             lines.append(f"  {head:<{width}}{score:>7}{''.join(interval)}   {one.signature}{bracket}{remark}")
+    if rows := direction_rows(sets):
+        lines += ["by direction", *(line.rstrip() for line in _aligned(rows))]
     return "\n".join(lines)
 
 

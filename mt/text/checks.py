@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,13 @@ from mt.config.settings import RunConfig, Table
 from mt.errors import ConfigError, DataError, MTError, NotInstalledError, statement, with_fix
 from mt.text.corpora import CorpusReader
 from mt.text.files import format_of
-from mt.text.languages import LanguageIdentifier, expected_scripts, main_script, wrong_script_fraction
+from mt.text.languages import (
+    LanguageIdentifier,
+    closeness,
+    expected_scripts,
+    main_script,
+    wrong_script_fraction,
+)
 from mt.text.lengths import first_break
 from mt.text.overlap import HeldOut, folded_all
 from mt.text.sample import Sample
@@ -277,8 +284,9 @@ _RARE, _OFTEN = 0.15, 0.6
 def check_habits(train: Sequence[Sample], others: Sequence[Sample]) -> Iterator[Finding]:
     """Find validation and test text that differs from the training text in case or punctuation."""
     for side in (0, 1):
-        trained = [text for sample in train for text in sample.sides[side] if text.strip()]
         for other in others:
+            alike = [sample for sample in train if sample.langs[side] == other.langs[side]]
+            trained = [text for sample in alike for text in sample.sides[side] if text.strip()]
             texts = [text for text in other.sides[side] if text.strip()]
             if min(len(trained), len(texts)) < FEWEST_PAIRS:
                 continue
@@ -348,15 +356,23 @@ _SWAPPED_TEXTS = 0.5
 _N_TEXTS, _TEXT_CHARS = 200, 80  # the number of texts for py3langid, and their minimum length
 
 
-def language_identifier(config: RunConfig) -> tuple[LanguageIdentifier | None, list[Finding]]:
+def language_identifier(langs: Iterable[str]) -> tuple[LanguageIdentifier | None, list[Finding]]:
     """Return a language identifier, or a note that says why there is none."""
     try:
-        return _identifier(config.src_lang, config.tgt_lang), []
+        return _identifier(*langs), []
     except ConfigError as error:
         check, why, fix = "unknown_language", f": {error.problem}", "correct the language code if it is wrong"
         if isinstance(error, NotInstalledError):
             check, why, fix = "no_py3langid", ", because py3langid is not installed", error.fix
         return None, [Finding("note", check, "languages", f"languages: only scripts were checked{why}", fix)]
+
+
+def check_codes(langs: Iterable[str]) -> Iterator[Finding]:
+    """Find two codes of the same language."""
+    for lang, other in combinations(langs, 2):
+        if closeness(lang, other) == 3:
+            problem = f"languages: {lang} and {other} are codes of the same language, and would be two languages"
+            yield Finding("error", "language_codes", "languages", problem, "use one code")
 
 
 @cache
@@ -501,8 +517,9 @@ def check_text(config: RunConfig, train: Sequence[Sample], held_out: Sequence[Sa
     Args:
         held_out: validation and test sets.
     """
-    identifier, notes = language_identifier(config)
-    yield from notes
+    langs = dict.fromkeys(chain.from_iterable(entry.direction for entry in config.entries.values()))
+    identifier, notes = language_identifier(langs)
+    yield from [*notes, *check_codes(langs)]
     for sample in (*train, *held_out):
         yield from check_layout(sample)
         yield from check_alignment(sample)

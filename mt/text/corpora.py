@@ -97,6 +97,15 @@ class CorpusReader(ABC):
         """Return the layout of each .tsv and .csv file."""
         return {}
 
+    def side(self, number: int) -> str:
+        """Return the name of the source side (0) or the target side (1); see `Corpus.side`."""
+        return self.corpus.side(number, self.langs[number])
+
+    @property
+    def name(self) -> str:
+        """Return the corpus as the user wrote it, in a few words, with its direction if that is not the first one."""
+        return self.corpus.description
+
     @property
     def description(self) -> str:
         """Return the description of the corpus, with the number of files if there are several."""
@@ -135,12 +144,14 @@ def reader_of(corpus: Corpus, langs: tuple[str, str], split: str, folder: str = 
 
 
 def readers_of(config: RunConfig) -> dict[str, CorpusReader]:
-    """Return the reader of each corpus of a run, by the corpus's key in the config."""
-    langs, splits = (config.src_lang, config.tgt_lang), {"train": "train", "valid": "validation", "test": "test"}
-    return {
-        key: reader_of(corpus, langs, splits[key.split(".")[1]], config.folder)
-        for key, corpus in config.data.corpora.items()
-    }
+    """Return the reader of each corpus of a run in each of its directions, by its key in `RunConfig.entries`."""
+    splits = {"train": "train", "valid": "validation", "test": "test"}
+    readers = {}
+    for key, (corpus, direction, is_reversed) in config.entries.items():
+        split = splits[key.split(".")[1]]
+        forward = reader_of(corpus, direction.reversed if is_reversed else direction, split, config.folder)
+        readers[key] = _ReversedReader(corpus, direction, split, forward=forward) if is_reversed else forward
+    return readers
 
 
 def _files(name: str, folder: str) -> list[Path]:
@@ -460,6 +471,50 @@ def _sacrebleu_files(name: str, src_lang: str, tgt_lang: str) -> tuple[Path, Pat
         partial = f"delete {os.path.join(SACREBLEU_DIR, name)} if it holds a partial download"
         fix = f"check the network, {partial}, or give its files as {{src, tgt}}"
         raise DataError(where, f"cannot be downloaded ({reason})", fix) from None
+
+
+# ---------------------------------------------------------------------------------------------------- reversed
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ReversedReader(CorpusReader):
+    """A reader of the same text with source and target exchanged."""
+
+    forward: CorpusReader
+
+    def chunks(self, size: int, skipped: Counter[str] | None = None) -> Iterator[Chunk]:
+        return (Chunk(tgt, src, lines) for src, tgt, lines in self.forward.chunks(size, skipped))
+
+    def count(self) -> int | None:
+        return self.forward.count()
+
+    def fingerprint(self) -> str:
+        return f"{self.forward.fingerprint()}:reversed"
+
+    @property
+    def files(self) -> list[Path]:
+        return self.forward.files
+
+    def layouts(self) -> dict[Path, Layout]:
+        return self.forward.layouts()
+
+    def side(self, number: int) -> str:
+        return self.corpus.side(1 - number, self.langs[number])
+
+    @property
+    def name(self) -> str:
+        return f"{self.corpus.description}, {self.langs[0]}-{self.langs[1]}"
+
+    @property
+    def description(self) -> str:
+        return f"{self.forward.description}, {self.langs[0]}-{self.langs[1]}"
+
+    @property
+    def is_streamed(self) -> bool:
+        return self.forward.is_streamed
+
+    def streamed(self) -> CorpusReader:
+        return replace(self, forward=self.forward.streamed())
 
 
 _READERS: dict[type[Corpus], type[CorpusReader]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
-from mt.config.settings import RunConfig, VocabSizes, of_both_sides
+from mt.config.settings import Direction, RunConfig, VocabSizes, of_both_sides
 from mt.errors import DataError
 from mt.report.facts import Facts, HeldOutSet, TrainingCounts
 from mt.system.files import checksums_of, parse_json, read_json
@@ -84,6 +84,10 @@ class ParallelIds:
     def __len__(self) -> int:
         return len(self.src)
 
+    def part(self, start: int, stop: int) -> ParallelIds:
+        """Return pairs `start` to `stop`, of which only the offsets are copied."""
+        return ParallelIds(*(Sentences(side.ids, side.offsets[start : stop + 1]) for side in (self.src, self.tgt)))
+
 
 FlatIds = tuple[npt.NDArray[Any], npt.NDArray[np.int64]]  # the concatenated ids of some sentences, and their lengths
 
@@ -134,12 +138,12 @@ class PreparedCorpus:
     train: ParallelIds  # the pairs of the first corpus, then those of the second, …
     corpus_sizes: tuple[int, ...]  # the number of pairs kept from each training corpus
     train_lines: npt.NDArray[np.int64]  # the 1-based line of each training pair in its corpus
-    valid: ParallelIds
-    valid_pairs: list[SentencePair]  # unchanged text
+    valid: ParallelIds  # of all validation sets, one after the other
+    valid_sets: dict[str, list[SentencePair]]  # unchanged text
     test_pairs: dict[str, list[SentencePair]]  # unchanged text
 
     def __repr__(self) -> str:
-        sizes = {"train": len(self.train), "valid": len(self.valid_pairs)}
+        sizes = {"train": len(self.train)} | {name: len(pairs) for name, pairs in self.valid_sets.items()}
         sizes |= {f"test {name}": len(pairs) for name, pairs in self.test_pairs.items()}
         return f"<PreparedCorpus {self.folder}: {', '.join(f'{name} {n:,}' for name, n in sizes.items())} pairs>"
 
@@ -151,7 +155,7 @@ class PreparedCorpus:
             f"tokenizer  {facts['tokenizer']['kind']}, {format_vocabulary(facts['tokenizer']['vocab_size'])}",
             f"train      {train['pairs_kept']:,} of {train['pairs_read']:,} pairs kept, "
             f"{train['src_tokens']:,} source and {train['tgt_tokens']:,} target tokens",
-            f"valid      {facts['valid']['pairs']:,} pairs, {facts['valid']['source']}",
+            *(f"valid      {one['pairs']:,} pairs, {one['source']}" for one in _valid_sets(facts).values()),
             *(f"test       {one['pairs']:,} pairs, {name}: {one['source']}" for name, one in facts["test"].items()),
         ]
         return "\n".join(lines)
@@ -169,7 +173,8 @@ class PreparedCorpus:
         """
         manifest = _read_manifest(folder)
         _check_files(folder, manifest, is_verified=is_verified)
-        dtype, texts = manifest["ids_dtype"], {name: f"test.{name}.jsonl" for name in manifest["test"]}
+        dtype, valid = manifest["ids_dtype"], _valid_sets(manifest)
+        texts = {name: folder / held_out_file(name, valid) for name in (*valid, *manifest["test"])}
         try:
             corpus = cls(
                 folder=folder,
@@ -180,24 +185,40 @@ class PreparedCorpus:
                 corpus_sizes=tuple(entry["pairs_kept"] for entry in manifest["train"]["sources"]),
                 train_lines=np.fromfile(folder / "train.lines", dtype=np.int64),
                 valid=ParallelIds.open(folder, "valid", dtype),
-                valid_pairs=read_pairs(folder / "valid.jsonl"),
-                test_pairs={name: read_pairs(folder / file) for name, file in texts.items()},
+                valid_sets={name: read_pairs(texts[name]) for name in valid},
+                test_pairs={name: read_pairs(texts[name]) for name in manifest["test"]},
             )
             corpus._check_sizes(is_verified)
         except (OSError, ValueError) as error:
             raise _damaged(folder, str(error)) from error
         return corpus
 
+    @property
+    def held_out(self) -> dict[str, list[SentencePair]]:
+        """The text of validation and test sets, by name."""
+        return self.valid_sets | self.test_pairs
+
+    def valid_ids(self) -> Iterator[tuple[str, ParallelIds]]:
+        """Yield the name and the ids of each validation set."""
+        start = 0
+        for name, pairs in self.valid_sets.items():
+            yield name, self.valid.part(start, start := start + len(pairs))
+
     def _check_sizes(self, has_ids_checked: bool) -> None:
         """Raise a ValueError if the files do not fit together."""
         sizes = {"pairs": len(self.train), "line numbers": len(self.train_lines), "kept pairs": sum(self.corpus_sizes)}
-        if len({*sizes.values()}) > 1 or len(self.valid) != len(self.valid_pairs):
+        if len({*sizes.values()}) > 1 or len(self.valid) != sum(map(len, self.valid_sets.values())):
             raise ValueError(f"it has {', '.join(f'{n:,} {name}' for name, n in sizes.items())}")
         vocab_sizes = np.broadcast_to(self.manifest["tokenizer"]["vocab_size"], 2).tolist()  # source, target
         for pairs in (self.valid, *([self.train] if has_ids_checked else [])):
             for side, vocab_size in zip((pairs.src, pairs.tgt), vocab_sizes, strict=True):
                 if (largest := int(side.ids.max(initial=0))) >= vocab_size:
                     raise ValueError(f"it has the id {largest:,}, but its tokenizer has {vocab_size:,} pieces")
+
+
+def _valid_sets(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of the validation sets in a manifest, by name."""
+    return manifest.get("valid_sets") or {"valid": manifest["valid"]}
 
 
 class _Tokenizer(Facts):
@@ -212,6 +233,7 @@ class _Manifest(Facts):
     ids_dtype: Literal["<u2", "<u4"]
     train: TrainingCounts
     valid: HeldOutSet
+    valid_sets: dict[str, HeldOutSet] = Field({})
     test: dict[str, HeldOutSet]
     tokenizer: _Tokenizer
     file_bytes: dict[str, int]
@@ -267,6 +289,11 @@ def read_pairs(path: Path) -> list[SentencePair]:
         return TypeAdapter(list[SentencePair]).validate_python([parse_json(line) for line in stream])
 
 
+def held_out_file(name: str, valid_sets: Container[str]) -> str:
+    """Return the name of the file with the text of a validation or test set."""
+    return f"{name}.jsonl" if name in valid_sets else f"test.{name}.jsonl"
+
+
 def pairs_text(pairs: Iterable[SentencePair]) -> str:
     """Return pairs as JSON, one a line."""
     return "".join(json.dumps(pair) + "\n" for pair in pairs)
@@ -286,8 +313,8 @@ def without_tag(src: str, tags: Iterable[str]) -> str:
 
 def first_test_pairs(
     config: RunConfig, fingerprint: str | None, *, may_fetch: bool = True
-) -> tuple[str, list[SentencePair]]:
-    """Return the description and the pairs of a run's first test set, or of its validation set if it has no test set.
+) -> tuple[str, list[SentencePair], Direction]:
+    """Return description, pairs and direction of a run's first test set, or of its validation set if it has none.
 
     Args:
         fingerprint: of the run's prepared corpus, which is used if it exists.
@@ -295,15 +322,14 @@ def first_test_pairs(
     Raises:
         DataError: the text is missing or unreadable, or a download is needed and not allowed.
     """
-    name = next(iter(config.data.test), "valid")
-    reader = readers_of(config)[f"data.test.{name}" if config.data.test else "data.valid"]
+    key = next(iter(f"data.test.{name}" for name in config.tests), f"data.{next(iter(config.valid_sets))}")
+    name, reader = key.removeprefix("data.").removeprefix("test."), readers_of(config)[key]
     description = f"{name}: {reader.corpus.description}"
     prepared = Path(config.data.prepared_dir) / str(fingerprint)
     if prepared.is_dir():
-        corpus = PreparedCorpus.open(prepared)
-        sets = {"valid": corpus.valid_pairs, **corpus.test_pairs}
+        sets = PreparedCorpus.open(prepared).held_out
         if name in sets:  # not if the test set was added later
-            return description, sets[name]
+            return description, sets[name], config.entries[key].direction
     if not may_fetch and not reader.corpus.files:
         raise DataError(reader.corpus.description, "is not available without a download")
-    return description, with_tag(reader.pairs(), reader.corpus.tag)
+    return description, with_tag(reader.pairs(), reader.corpus.tag), config.entries[key].direction

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
 import regex
 
+from mt.config.settings import Direction, RunConfig
 from mt.errors import ConfigError, optional_package
 
 # ---------------------------------------------------------------------------------------------------- scripts
@@ -140,6 +141,35 @@ def closeness(written: str, lang: str) -> int:
     parts[0], wanted[0] = (_SHORT_CODES.get(part, part) for part in (parts[0], wanted[0]))
     n = min(len(parts), len(wanted))
     return (2 if parts != wanted else 3) if parts[:n] == wanted[:n] else 0
+
+
+def chosen_direction(config: RunConfig, src_lang: str | None, tgt_lang: str | None) -> Direction:
+    """Return the direction in which a model of this config translates; a language may be left out if it is clear.
+
+    Args:
+        src_lang, tgt_lang: codes or names, as for `closeness`.
+    Raises:
+        ConfigError: the model does not have a language, or a language is not clear.
+    """
+    known, found = config.directions, list[str | None]()
+    for side, (option, wanted) in enumerate((("from", src_lang), ("to", tgt_lang))):
+        langs = sorted({one[side] for one in known})
+        best = None if wanted is None else max(langs, key=lambda lang: closeness(str(wanted), lang))
+        if wanted is not None and best is not None and not closeness(wanted, best):
+            way = "from" if side == 0 else "into"
+            raise ConfigError(option, f"the model does not translate {way} {wanted}", f"choose from {', '.join(langs)}")
+        found.append(best)
+    src, tgt = found
+    if src is not None and tgt is not None:
+        return Direction(src, tgt)
+    fitting = [one for one in known if src in (None, one.src) and tgt in (None, one.tgt)]
+    for option, side, matters in (("to", 1, True), ("from", 0, config.data.source_language_piece)):
+        langs = sorted({one[side] for one in fitting})
+        if matters and len(langs) > 1:
+            way = "into" if side else "from"
+            raise ConfigError(option, f"the model translates {way} {', '.join(langs)}", "choose one of them")
+    by_default = [one for one in fitting if one.src == config.src_lang]
+    return (by_default or fitting)[0]
 
 
 def is_language(written: str) -> bool:
@@ -339,6 +369,27 @@ class LanguageIdentifier:
     def is_in(self, found: str | None, lang: str) -> bool:
         """Return whether a code from `other_language` means `lang`."""
         return found in self._accepted[lang]
+
+
+def fraction_in_language(texts: Sequence[str], lang: str, other: str) -> float | None:
+    """Return the fraction of texts, of those long enough to tell, that are not clearly in another language.
+
+    Args:
+        other: a language that the texts may wrongly be in, besides the big ones.
+    Returns:
+        None if py3langid is not installed or does not know the language, or if no text is long enough.
+    """
+    try:
+        identifier = _identifier(lang, other)
+    except ConfigError:
+        return None
+    others = [identifier.other_language(text, lang) for text in texts if len(text.encode()) >= _MIN_BYTES]
+    return sum(found is None for found in others) / len(others) if others else None
+
+
+@cache
+def _identifier(*langs: str) -> LanguageIdentifier:
+    return LanguageIdentifier(langs)
 
 
 def _code(lang: str) -> str:

@@ -171,13 +171,13 @@ class Normalisers(NamedTuple):
     tgt: Normaliser
 
     @classmethod
-    def of_run(cls, config: RunConfig) -> Normalisers:
-        """Return the normalisers for the settings of a run.
+    def of_run(cls, config: RunConfig, langs: tuple[str, str]) -> Normalisers:
+        """Return the normalisers of two languages for the settings of a run.
 
         Raises:
             ConfigError: the settings normalise punctuation, but sacremoses is not installed.
         """
-        return cls(Normaliser(config.data.clean, config.src_lang), Normaliser(config.data.clean, config.tgt_lang))
+        return cls(*(Normaliser(config.data.clean, lang) for lang in langs))
 
     def pairs(self, pairs: Iterable[SentencePair]) -> list[SentencePair]:
         return [SentencePair(self.src(src), self.tgt(tgt), line) for src, tgt, line in pairs]

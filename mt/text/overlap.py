@@ -121,9 +121,17 @@ def _fold_table() -> _Codes:
 class HeldOut:
     """Validation and test sets, folded, for finding training pairs that overlap with them. It can be pickled."""
 
-    def __init__(self, sets: Mapping[str, Sequence[SentencePair]], min_words: int, ngram_words: int = 8) -> None:
+    def __init__(
+        self,
+        sets: Mapping[str, Sequence[SentencePair]],
+        min_words: int,
+        ngram_words: int = 8,
+        *,
+        on_any_side: bool = False,
+    ) -> None:
         """
         Args:
+            on_any_side: a text of these sets may be on the other side of the training text, in another direction.
             min_words: shorter sides are not compared (see `n_words`): they are equal by chance.
             ngram_words: length of the n-grams of `NgramOverlap`.
         """
@@ -140,13 +148,23 @@ class HeldOut:
                 for text in texts:
                     if text not in set_of and n_words(text) >= min_words:
                         set_of[text] = number
+        if on_any_side:
+            self._set_of = (self._set_of[1] | self._set_of[0],) * 2
 
     @classmethod
-    def of_run(cls, config: RunConfig, sets: Mapping[str, Sequence[SentencePair]]) -> HeldOut:
-        """Return the sets of a run, normalised in the same way as its training text."""
-        normalisers = Normalisers.of_run(config)
-        normalised = {name: normalisers.pairs(pairs) for name, pairs in sets.items()}
-        return cls(normalised, config.data.clean.contamination_words)
+    def of_run(
+        cls,
+        config: RunConfig,
+        sets: Mapping[str, Sequence[SentencePair]],
+        langs: Mapping[str, tuple[str, str]],
+    ) -> HeldOut:
+        """Return sets for a run, normalised in the same way as its training text.
+
+        Args:
+            langs: source and target language of each set.
+        """
+        normalised = {name: Normalisers.of_run(config, langs[name]).pairs(pairs) for name, pairs in sets.items()}
+        return cls(normalised, config.data.clean.contamination_words, on_any_side=len(config.directions) > 1)
 
     def find(self, folded_src: str, folded_tgt: str) -> str | None:
         """Return the name of the first set that has this source text or this target text; None if no set has."""
@@ -156,7 +174,10 @@ class HeldOut:
 
 
 def n_in_training(
-    config: RunConfig, corpus: PreparedCorpus, sets: Mapping[str, Sequence[SentencePair]]
+    config: RunConfig,
+    corpus: PreparedCorpus,
+    sets: Mapping[str, Sequence[SentencePair]],
+    langs: Mapping[str, tuple[str, str]],
 ) -> dict[str, int]:
     """Count the pairs of each test set with a side in the training text, by the rule of data.clean.contamination.
 
@@ -165,8 +186,9 @@ def n_in_training(
     Args:
         config: of a run that the corpus was prepared for.
         sets: pairs without tags.
+        langs: as for `HeldOut.of_run`.
     """
-    held_out, tokenizers = HeldOut.of_run(config, sets), Tokenizers.load(corpus.tokenizer_paths)
+    held_out, tokenizers = HeldOut.of_run(config, sets, langs), Tokenizers.load(corpus.tokenizer_paths)
     found: list[set[str]] = [set(), set()]
     with Meter("sentences", 2 * len(corpus.train), what="comparing test sets with the training text") as meter:
         for side, (tokenizer, sentences) in enumerate(
@@ -177,6 +199,8 @@ def n_in_training(
                 lines = [without_tag(line, config.data.tags) for line in tokenizer.decode_batch(ids)]
                 found[side].update(line for line in folded_all(lines) if line in held_out._set_of[side])
                 meter.advance(len(ids))
+    if len(config.directions) > 1:
+        found = [found[0] | found[1]] * 2
     return {
         name: sum(src in found[0] or tgt in found[1] for src, tgt in zip(srcs, tgts, strict=True))
         for name, srcs, tgts in zip(sets, *held_out.texts, strict=True)

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mt.config.loading import settings_of
-from mt.config.settings import RunConfig
+from mt.config.settings import Direction, RunConfig
 from mt.errors import ConfigError, DataError
 from mt.report.data import write_data_report
 from mt.system.console import Meter
@@ -44,6 +44,7 @@ from mt.text.corpus import (
     FlatIds,
     PreparedCorpus,
     flat_ids,
+    held_out_file,
     ids_dtype,
     pairs_text,
     with_tag,
@@ -71,6 +72,7 @@ MOST_WORDS = 2_000_000  # distinct words of a language counted at one time; beyo
 MAX_VALIDATION_TOKENS = 4_096  # the memory of a validation grows with the square of its longest line
 # Lower edges of the bars in the report's histogram of source tokens per target token.
 LENGTH_RATIOS = (0.0, 0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.11, 1.25, 1.5, 2.0, 4.0)
+_OF_MANIFEST = ("train", "valid", "valid_sets", "test", "tokenizer", "findings")  # facts that the manifest repeats
 _PAIRS_AT_ONCE = 1_000  # read before long ones are cut
 _DAYS_KEPT = 7  # for the finished shards of an interrupted preparation
 _TOKENISED = 25  # stretches of a sample that are enough to check the tokenizer
@@ -100,15 +102,17 @@ def corpus_inputs(config: RunConfig, given: Sequence[Path] = ()) -> dict[str, An
     Raises:
         DataError: a local corpus, or the tokenizer, is missing or unreadable.
     """
-    data = config.data
-    entries = {key: [reader.fingerprint(), reader.corpus.tag] for key, reader in readers_of(config).items()}
+    data, entries = config.data, dict[str, list[Any]]()
+    for key, reader in readers_of(config).items():
+        languages = [] if len(config.directions) == 1 else [*reader.langs, config.pieces_of(Direction(*reader.langs))]
+        entries[key] = [reader.fingerprint(), reader.corpus.tag, *languages]
+    valid = [entries[f"data.{name}"] for name in config.valid_sets]
     inputs = {
         "format_version": CORPUS_FORMAT_VERSION,
-        "src_lang": config.src_lang,
-        "tgt_lang": config.tgt_lang,
+        **config.directions[0].in_words(),
         "train": [entry for key, entry in entries.items() if key.startswith("data.train.")],
-        "valid": entries["data.valid"],
-        "test": [[name, *entries[f"data.test.{name}"]] for name in data.test],
+        "valid": valid[0] if len(valid) == 1 else valid,
+        "test": [[name, *entries[f"data.test.{name}"]] for name in config.tests],
         "tokenizer": _tokenizer_fingerprint(config, given),
         "cleaning": [data.max_tokens, asdict(data.clean), NORMALISER_VERSION],
     }
@@ -170,7 +174,7 @@ def prepare_corpus(config: RunConfig, given: Sequence[Path] = ()) -> PreparedCor
         reader.check()
     for vocabulary in vocabularies(config):
         if vocabulary.settings.model is not None:
-            adopt_model(Path(vocabulary.settings.model), vocabulary.symbols)
+            adopt_model(Path(vocabulary.settings.model), vocabulary.symbols, vocabulary.controls)
     building = folder.with_name(f".building-{fingerprint}")
     waiting = f"{folder}: another process is preparing this corpus; waiting for it"
     try:
@@ -197,7 +201,7 @@ def _opened(folder: Path, config: RunConfig) -> PreparedCorpus:
     _log.info(f"prepared corpus {folder}: {len(corpus.train):,} training pairs, prepared earlier from the same data")
     for finding in corpus.manifest.get("findings", ()):
         _log.warning(Finding(**finding))
-    tallies = [Tally() for _ in config.data.train]
+    tallies = [Tally() for _ in config.training]
     for tally, source in zip(tallies, corpus.manifest["train"]["sources"], strict=True):
         tally.add({**source, "n_read": source["pairs_read"]})
     _refuse(_removal_findings(config, tallies), folder)
@@ -210,8 +214,9 @@ class _TooManyRemovedError(DataError):
 
 def _removal_findings(config: RunConfig, tallies: Iterable[Tally]) -> list[Finding]:
     """Return what `check_removed` finds, given the tally of each training corpus."""
-    corpora = zip(config.data.corpora.items(), tallies, strict=False)  # the training corpora are the first
-    return [found for one, tally in corpora for found in check_removed(*one, tally, config.data.clean)]
+    corpora = zip(config.entries.items(), tallies, strict=False)  # the training corpora are the first
+    clean = config.data.clean
+    return [found for (key, one), tally in corpora for found in check_removed(key, one.corpus, tally, clean)]
 
 
 def _refuse(findings: Iterable[Finding], folder: Path) -> None:
@@ -265,9 +270,11 @@ class _Builder:
     def __init__(self, config: RunConfig, folder: Path, given: Sequence[Path]) -> None:
         self.config = config
         readers = readers_of(config)
-        self.train_readers = [reader for key, reader in readers.items() if key.startswith("data.train.")]
-        tests = {name: readers[f"data.test.{name}"] for name in config.data.test}
-        self.held_out_readers = {"valid": readers["data.valid"], **tests}
+        self.train_readers = {key: reader for key, reader in readers.items() if key.startswith("data.train.")}
+        self.held_out_readers = {
+            **{name: readers[f"data.{name}"] for name in config.valid_sets},
+            **{name: readers[f"data.test.{name}"] for name in config.tests},
+        }
         self.folder = folder
         self.given = given
         self.fingerprint = folder.name.removeprefix(".building-")
@@ -281,7 +288,8 @@ class _Builder:
         # Validation and test sets first: they are small, so their errors show at once.
         with self._timed("held_out"):
             sets = {name: self._copied(reader, name) for name, reader in self.held_out_readers.items()}
-            held_out = HeldOut.of_run(self.config, sets)
+            langs = {name: reader.langs for name, reader in self.held_out_readers.items()}
+            held_out = HeldOut.of_run(self.config, sets, langs)
         with self._timed("clean"):
             self._clean(held_out)
         with self._timed("check"):
@@ -296,7 +304,7 @@ class _Builder:
         with self._timed("encode"):
             self._encode()
             train_facts = self._join(ids_dtype(tokenizers.vocab_size))
-            valid_facts = self._encode_valid(tokenizers, sets["valid"])
+            valid_facts = self._encode_valid(tokenizers, sets)
         with self._timed("report"):
             overlap = NgramOverlap(held_out)
             for shard in self.shards:
@@ -307,12 +315,19 @@ class _Builder:
                     "pairs": len(sets[name]),
                     "empty": len(_empty(sets[name])),
                     "skipped": self.skipped[name],
+                    **self._languages_of(reader),
                 }
                 for name, reader in self.held_out_readers.items()
             }
+            valid = {name: described.pop(name) for name in self.config.valid_sets}
+            together = next(iter(valid.values()))
+            if len(valid) > 1:
+                n_pairs = sum(one["pairs"] for one in valid.values())
+                together = {"source": f"{len(valid)} validation sets", "pairs": n_pairs}
             facts = {
                 **train_facts,
-                "valid": described.pop("valid") | valid_facts,
+                "valid": together | valid_facts,
+                **({"valid_sets": valid} if len(valid) > 1 else {}),
                 "test": described,
                 "overlap": overlap.facts(),
                 "tokenizer": {**tokenizer_facts, **vocabulary_facts(tokenizers, *words)},
@@ -365,8 +380,7 @@ class _Builder:
     def _copied(self, reader: CorpusReader, name: str) -> list[SentencePair]:
         """Write a validation or test set unchanged and complete; return its pairs."""
         pairs = held_out_pairs(reader, self.skipped[name])
-        file_name = "valid.jsonl" if name == "valid" else f"test.{name}.jsonl"
-        with (self.folder / file_name).open("w", encoding="utf-8") as stream:
+        with (self.folder / held_out_file(name, self.config.valid_sets)).open("w", encoding="utf-8") as stream:
             stream.write(pairs_text(with_tag(pairs, reader.corpus.tag)))
         return pairs
 
@@ -377,7 +391,7 @@ class _Builder:
             return Chunk([text[:most] for text in chunk.src], [text[:most] for text in chunk.tgt], chunk.lines)
 
         def tasks() -> Iterator[tuple[shards.Shard, Chunk]]:
-            for corpus, reader in enumerate(self.train_readers):
+            for corpus, (key, reader) in enumerate(self.train_readers.items()):
                 chunks, sampler = reader.chunks(_PAIRS_AT_ONCE, self.skipped[corpus]), Sampler(SAMPLED_PAIRS)
                 for number, chunk in enumerate(rechunked(map(shorten, chunks), shards.PAIRS_PER_SHARD)):
                     for stretch in rechunked(iter([chunk]), STRETCH_LINES):
@@ -385,13 +399,13 @@ class _Builder:
                     self.shards.append(shards.Shard(self.folder / "shards", corpus, number, len(chunk.src)))
                     yield self.shards[-1], chunk
                 drawn = sampler.stretches, sampler.n_pairs, self.skipped[corpus]
-                self.samples.append(Sample(f"data.train.{corpus}", reader, *drawn))
+                self.samples.append(Sample(key, reader, *drawn))
 
-        counts = [reader.count() for reader in self.train_readers]
+        counts = [reader.count() for reader in self.train_readers.values()]
         n_pairs = None if None in counts else sum(filter(None, counts))
-        langs = self.config.src_lang, self.config.tgt_lang
+        langs = [reader.langs for reader in self.train_readers.values()]
         self._run(shards.Cleaning(self.config.data.clean, langs, held_out), tasks(), n_pairs)
-        for number, reader in enumerate(self.train_readers):
+        for number, reader in enumerate(self.train_readers.values()):
             tally, skipped = self._tally("cleaned", number), self.skipped[number]
             without = "".join(f"; {what} skipped: {count:,}" for what, count in skipped.items())
             _log.info(
@@ -407,7 +421,7 @@ class _Builder:
         """
         held_out = []
         for name, pairs in sets.items():
-            key = "data.valid" if name == "valid" else f"data.test.{name}"
+            key = f"data.{name}" if name in self.config.valid_sets else f"data.test.{name}"
             chunk = Chunk(*map(list, zip(*pairs, strict=True)))
             held_out.append(Sample(key, self.held_out_readers[name], (chunk,), len(pairs), self.skipped[name]))
         self._warn(checks.check_text(self.config, self.samples, held_out))
@@ -484,7 +498,8 @@ class _Builder:
             if self.given:
                 shutil.copyfile(self.given[i], path)
             elif vocabulary.settings.model is not None:
-                path.write_bytes(adopt_model(Path(vocabulary.settings.model), vocabulary.symbols))
+                adopted = adopt_model(Path(vocabulary.settings.model), vocabulary.symbols, vocabulary.controls)
+                path.write_bytes(adopted)
             else:
                 trained = self.folder / "shards" / path.name  # a killed training leaves other files next to it
                 counts = reduce(add, (words[side] for side in vocabulary.sides))
@@ -509,15 +524,17 @@ class _Builder:
         _log.info(f"training a {what} on {n_lines:,} lines with {len(words):,} distinct words")
         started_at = time.perf_counter()
         with Meter(None, what=f"training the {what}") as meter:
-            train_tokenizer(words, settings, path, vocabulary.symbols, meter.advance, vocabulary.size_key)
+            extra = vocabulary.symbols, vocabulary.controls
+            train_tokenizer(words, settings, path, *extra, meter.advance, vocabulary.size_key)
         skipped = f"; {n_skipped:,} words were left out of training (over {MAX_WORD_BYTES:,} bytes each)"
         _log.info(f"{what}: trained in {time.perf_counter() - started_at:.0f} s{skipped if n_skipped else ''}")
 
     def _encode(self) -> None:
-        max_tokens, tags = self.config.data.max_tokens, [corpus.tag for corpus in self.config.data.train]
+        max_tokens = self.config.data.max_tokens
+        marks = [shards.Marks.of(self.config, entry) for entry in self.config.training]
         sizes = [shard.result("kept")["n_pairs"] for shard in self.shards]
         started_at = time.perf_counter()
-        encoding = shards.Encoding(tokenizer_paths(self.folder), max_tokens, tags)
+        encoding = shards.Encoding(tokenizer_paths(self.folder), max_tokens, marks)
         self._run(encoding, zip(self.shards, _shown(sizes), strict=True), sum(sizes))
         self._check_removed("encoded")
         total = self._require_pairs("encoded")
@@ -547,12 +564,14 @@ class _Builder:
 
         facts = write_parallel_ids(self.folder, "train", parts())
         sources = []
-        for number, corpus in enumerate(self.config.data.train):
+        weights = self.config.weights([self._tally("encoded", i).n_kept for i in range(len(self.train_readers))])
+        for number, (reader, weight) in enumerate(zip(self.train_readers.values(), weights, strict=True)):
             tally = self._tally("encoded", number)
             n_read = sum(shard.n_pairs for shard in self.shards if shard.corpus == number)
             assert tally.n_read == n_read, "every pair that was read is accounted for"
-            reader = self.train_readers[number]
-            told: dict[str, Any] = {"source": reader.description, "tag": corpus.tag, "weight": corpus.weight}
+            corpus = reader.corpus
+            told: dict[str, Any] = {"source": reader.description, "tag": corpus.tag, "weight": round(weight, 4)}
+            told |= self._languages_of(reader)
             has_many = reader.description != corpus.description
             told |= {"files": list(map(str, reader.files)) if has_many else [], "skipped": self.skipped[number]}
             found = tally.as_json()
@@ -569,31 +588,38 @@ class _Builder:
             "samples": [sample for shard in self.shards for sample in shard.result("encoded")["samples"]],
         }
 
-    def _encode_valid(self, tokenizers: Tokenizers, pairs: Sequence[SentencePair]) -> dict[str, Any]:
-        corpus, max_tokens = self.config.data.valid, self.config.data.max_tokens
-        sides = shards.encode_pairs(tokenizers, Normalisers.of_run(self.config).pairs(pairs), corpus.tag)
-        for pair, *ids in zip(pairs, *sides, strict=True):
-            longest = max(map(len, ids))
+    def _languages_of(self, reader: CorpusReader) -> dict[str, str]:
+        """Return the languages of a corpus, if those of all corpora are not the same."""
+        return Direction(*reader.langs).in_words() if len(self.config.all_directions) > 1 else {}
+
+    def _encode_valid(self, tokenizers: Tokenizers, sets: Mapping[str, Sequence[SentencePair]]) -> dict[str, Any]:
+        """Write the ids of all validation sets, one after the other."""
+        max_tokens, dtype = self.config.data.max_tokens, ids_dtype(tokenizers.vocab_size)
+        parts = []
+        for name, entry in self.config.valid_sets.items():
+            normalised = Normalisers.of_run(self.config, entry.direction).pairs(sets[name])
+            sides = shards.encode_pairs(tokenizers, normalised, shards.Marks.of(self.config, entry))
+            parts.append([flat_ids(side, dtype) for side in sides])
+            lengths = np.maximum(*(lengths for _, lengths in parts[-1]))
+            longest, description = int(lengths.max()), self.held_out_readers[name].corpus.description
             if longest > MAX_VALIDATION_TOKENS:
+                first = int((lengths > MAX_VALIDATION_TOKENS).argmax())
                 allowed = f"but validation allows at most {MAX_VALIDATION_TOKENS:,}"
-                problem = f"line {pair.line:,} has {longest:,} tokens, {allowed}"
-                raise DataError(corpus.description, problem, "split or remove the line")
-        flat = [flat_ids(side, ids_dtype(tokenizers.vocab_size)) for side in sides]
-        facts = write_parallel_ids(self.folder, "valid", [flat])
-        longest = max(facts["longest_src"], facts["longest_tgt"])
-        if longest > max_tokens:
-            _log.info(
-                f"{corpus.description}: the longest validation sentence has {longest:,} tokens, more than "
-                f"data.max_tokens ({max_tokens:,}); it is kept"
-            )
-        return facts
+                problem = f"line {sets[name][first].line:,} has {lengths[first]:,} tokens, {allowed}"
+                raise DataError(description, problem, "split or remove the line")
+            if longest > max_tokens:
+                _log.info(
+                    f"{description}: the longest validation sentence has {longest:,} tokens, more than "
+                    f"data.max_tokens ({max_tokens:,}); it is kept"
+                )
+        return write_parallel_ids(self.folder, "valid", parts)
 
     def _join_removed(self) -> None:
         """Write `removed.tsv`: every pair removed so far with its corpus, its line and the reason."""
         with (self.folder / "removed.tsv").open("w", encoding="utf-8", newline="\n") as joined:
             joined.write("source\tline\treason\tsrc\ttgt\n")
             for shard in self.shards:
-                description = self.config.data.train[shard.corpus].description.replace("\t", " ")
+                description = [*self.train_readers.values()][shard.corpus].name.replace("\t", " ")
                 for stage in (shards.Cleaning, shards.Counting, shards.Encoding):
                     if not shard.is_finished(stage.name):
                         continue
@@ -603,7 +629,7 @@ class _Builder:
     def _write_report_and_manifest(self, facts: dict[str, Any], inputs: dict[str, Any]) -> None:
         config = self.config
         identity = {"format_version": CORPUS_FORMAT_VERSION, "fingerprint": self.fingerprint}
-        identity |= {"src_lang": config.src_lang, "tgt_lang": config.tgt_lang}
+        identity |= config.directions[0].in_words()
         origin = {
             "versions": package_versions(*_PACKAGES),
             "seconds": {stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
@@ -623,7 +649,7 @@ class _Builder:
             **identity,
             "inputs": inputs,
             "ids_dtype": ids_dtype(facts["tokenizer"]["vocab_size"]),
-            **{key: facts[key] for key in ("train", "valid", "test", "tokenizer", "findings")},
+            **{key: facts[key] for key in _OF_MANIFEST if key in facts},
             **origin,
             "file_bytes": {path.name: path.stat().st_size for path in files},
             CHECKSUMS: checksums_of(files),

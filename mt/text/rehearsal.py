@@ -21,9 +21,8 @@ from mt.text.corpora import SentencePair
 from mt.text.corpus import SIDES
 from mt.text.overlap import HeldOut, folded_all
 from mt.text.sample import Sample
-from mt.text.shards import DUPLICATES, encode_pairs
+from mt.text.shards import DUPLICATES, Marks, encode_pairs
 from mt.text.tokenizer import (
-    EOS_ID,
     UNK_ID,
     Tokenizer,
     Tokenizers,
@@ -114,7 +113,7 @@ def clean_sample(sample: Sample, config: RunConfig, held_out: HeldOut | None = N
         ConfigError: a rule needs a package that is not installed, or does not know a language.
     """
     tally = Tally()
-    cleaner = Cleaner(config.data.clean, config.src_lang, config.tgt_lang, tally)
+    cleaner = Cleaner(config.data.clean, *sample.langs, tally)
     started_at = time.perf_counter()
     pairs = list(chain.from_iterable(map(cleaner.clean, sample.stretches)))
     seconds = time.perf_counter() - started_at
@@ -149,7 +148,8 @@ def _trained(vocabulary: Vocabulary, cleaned: Sequence[CleanedSample]) -> Tokeni
         path = Path(folder) / "tokenizer.model"
         while True:
             try:
-                train_tokenizer(words, settings, path, vocabulary.symbols, size_key=vocabulary.size_key)
+                extra = vocabulary.symbols, vocabulary.controls
+                train_tokenizer(words, settings, path, *extra, size_key=vocabulary.size_key)
                 return Tokenizer.load(path)
             except ConfigError as error:
                 first_error = first_error or error
@@ -164,7 +164,7 @@ def _encoded(cleaned: CleanedSample, tokenizers: Tokenizers, max_tokens: int) ->
     # Draw at random: in Multi30k, every second line is a long one.
     n_drawn = min(len(cleaned.pairs), _ENCODED_PAIRS)
     drawn = np.sort(np.random.default_rng(_SEED).choice(len(cleaned.pairs), n_drawn, replace=False))
-    sides = encode_pairs(tokenizers, [cleaned.pairs[i] for i in drawn], n_threads=1)
+    sides = encode_pairs(tokenizers, [cleaned.pairs[i] for i in drawn], Marks(), n_threads=1)
     lengths = np.array([[len(ids) for ids in side] for side in sides], dtype=np.int64)
     counts = tuple(
         np.bincount([i for ids in side for i in ids[:-1]], minlength=tokenizer.vocab_size)
@@ -279,7 +279,7 @@ def _vocabulary_size(rehearsal: Rehearsal, config: RunConfig) -> Iterator[Findin
             # The fewest pieces: characters, bytes, special pieces, and two for each symbol.
             tokenizer = rehearsal.tokenizers[vocabulary.sides[0]]
             n_characters = sum(len(piece) == 1 for piece in tokenizer.pieces(range(tokenizer.vocab_size)))
-            n_special = len(tokenizer.byte_ids) + EOS_ID + 1 + 2 * len(vocabulary.symbols)
+            n_special = len(tokenizer.byte_ids) + len(tokenizer.special_ids) + 2 * len(vocabulary.symbols)
             fewest = math.ceil(_MORE_CHARACTERS * n_characters) + n_special
             smaller = max(SMALLEST_VOCABULARY, fewest, rounded(n_tokens / (2 * FEWEST_OCCURRENCES)))
             is_for_both = vocabulary.sides == (0,) and config.tokenizer.tgt_vocab_size is None

@@ -68,7 +68,7 @@ class Sample:
 
     def side_name(self, side: int) -> str:
         """Return the name of the source side (0) or of the target side (1)."""
-        return self.corpus.side(side, self.langs[side])
+        return self.reader.side(side)
 
 
 class Sampler:

@@ -84,13 +84,19 @@ class UsualLines:
 
     @classmethod
     def of_corpus(
-        cls, train: ParallelIds, sizes: Sequence[int], weights: Sequence[float], tokenizer: Tokenizer, src_lang: str
+        cls,
+        train: ParallelIds,
+        sizes: Sequence[int],
+        weights: Sequence[float],
+        tokenizer: Tokenizer,
+        src_langs: Sequence[str],
     ) -> Self:
         """Return the figures of a prepared corpus, from lines that are evenly spread over an epoch.
 
         Args:
             sizes: number of pairs of each training corpus; the pairs of a corpus are consecutive.
             weights: copies of each of its pairs in an epoch.
+            src_langs: its source language.
         """
         first_pairs, first_copies = (np.cumsum([0, *sums]) for sums in (sizes, np.multiply(sizes, weights)))
 
@@ -99,7 +105,10 @@ class UsualLines:
             middles = (np.arange(n) + 0.5) / n * first_copies[-1]
             return np.asarray(np.interp(middles, first_copies, first_pairs), np.int64)
 
-        counts = sorted(count_sentences(tokenizer.decode(train.src[i]), src_lang) for i in drawn(_MOST_COUNTED))
+        lines = drawn(_MOST_COUNTED)
+        langs = [src_langs[corpus] for corpus in np.searchsorted(first_pairs[1:], lines, side="right")]
+        texts = tokenizer.decode_batch(train.src[i] for i in lines)
+        counts = sorted(map(count_sentences, texts, langs))
         lengths = train.src.lengths[drawn(_MOST_MEASURED)]
         return cls(
             max(counts[-math.ceil(USUAL_FRACTION * len(counts))], 1),

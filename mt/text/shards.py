@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain, compress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from mt.config.settings import CleanConfig
+from mt.config.settings import CleanConfig, Entry, RunConfig
 from mt.system.files import sync, whole_file
 from mt.text.clean import Cleaner, Tally, shortened
 from mt.text.corpora import Chunk, SentencePair
@@ -119,13 +119,17 @@ class Cleaning(Stage):
     name, what = "cleaned", "cleaning"
     files = "tsv", "lines", "keys", "folded"
 
-    def __init__(self, config: CleanConfig, langs: tuple[str, str], held_out: HeldOut) -> None:
+    def __init__(self, config: CleanConfig, langs: Sequence[tuple[str, str]], held_out: HeldOut) -> None:
+        """
+        Args:
+            langs: source and target language of each training corpus, in their order.
+        """
         self._config, self._langs, self._held_out = config, langs, held_out
         self._overlap: NgramOverlap | None = None  # built in the worker process
 
     def __call__(self, shard: Shard, chunk: Chunk) -> int:
         account = _Account()
-        cleaned = Cleaner(self._config, *self._langs, account).clean(chunk)
+        cleaned = Cleaner(self._config, *self._langs[shard.corpus], account).clean(chunk)
         folded_sides = [folded_all([getattr(pair, side) for pair in cleaned]) for side in SIDES]
         kept, kept_srcs, kept_tgts = [], [], []
         for pair, folded_src, folded_tgt in zip(cleaned, *folded_sides, strict=True):
@@ -188,12 +192,12 @@ class Encoding(Stage):
     name, what = "encoded", "encoding"
     files = "src.ids", "src.lengths", "tgt.ids", "tgt.lengths", "lines"
 
-    def __init__(self, tokenizer_paths: Sequence[Path], max_tokens: int, tags: Sequence[str | None]) -> None:
+    def __init__(self, tokenizer_paths: Sequence[Path], max_tokens: int, marks: Sequence[Marks]) -> None:
         """
         Args:
-            tags: the tag of each training corpus, in their order.
+            marks: of each training corpus, in their order.
         """
-        self._tokenizer_paths, self._max_tokens, self._tags = tokenizer_paths, max_tokens, tags
+        self._tokenizer_paths, self._max_tokens, self._marks = tokenizer_paths, max_tokens, marks
         self._tokenizers: Tokenizers | None = None  # loaded in the worker process
 
     def __call__(self, shard: Shard, shown: Sequence[int]) -> int:
@@ -206,7 +210,7 @@ class Encoding(Stage):
         account = _Account()
         account.add(shard.result("kept")["tally"])
         pairs = list(compress(shard.read_cleaned(), np.fromfile(shard.path("kept.mask"), dtype=np.bool_)))
-        sides = encode_pairs(self._tokenizers, pairs, self._tags[shard.corpus], n_threads=1)
+        sides = encode_pairs(self._tokenizers, pairs, self._marks[shard.corpus], n_threads=1)
         fits = [max(len(src), len(tgt)) <= self._max_tokens for src, tgt in zip(*sides, strict=True)]
         for pair, fit in zip(pairs, fits, strict=True):
             if not fit:
@@ -221,12 +225,23 @@ class Encoding(Stage):
         return len(pairs)
 
 
+class Marks(NamedTuple):
+    """What the source sentences of a corpus begin with."""
+
+    pieces: tuple[str, ...] = ()  # of languages
+    tag: str | None = None
+
+    @classmethod
+    def of(cls, config: RunConfig, entry: Entry) -> Marks:
+        return cls(config.pieces_of(entry.direction), entry.corpus.tag)
+
+
 def encode_pairs(
-    tokenizers: Tokenizers, pairs: Sequence[SentencePair], tag: str | None = None, n_threads: int | None = None
+    tokenizers: Tokenizers, pairs: Sequence[SentencePair], marks: Marks, n_threads: int | None = None
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Return the ids of both sides, each sentence with its EOS."""
-    prefix = "" if tag is None else f"{tag} "
-    src = tokenizers.src.encode_batch([f"{prefix}{pair.src}" for pair in pairs], n_threads)
+    prefix, first = "" if marks.tag is None else f"{marks.tag} ", tokenizers.src.ids_of(marks.pieces)
+    src = [[*first, *ids] for ids in tokenizers.src.encode_batch([f"{prefix}{pair.src}" for pair in pairs], n_threads)]
     tgt = tokenizers.tgt.encode_batch([pair.tgt for pair in pairs], n_threads)
     for sentence in chain(src, tgt):
         sentence.append(EOS_ID)

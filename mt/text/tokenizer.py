@@ -56,7 +56,6 @@ _TRAINER_SETTINGS = {
     "num_threads": 16,
     "minloglevel": 2,  # errors only
 }
-_SPECIAL_IDS = frozenset({PAD_ID, UNK_ID, BOS_ID, EOS_ID})
 _LINE_BREAKERS = frozenset("\0\n\r")
 N_LONGEST = 10  # longest pieces that `vocabulary_facts` shows
 _WORDS_PER_BATCH = 50_000  # encoded together
@@ -94,6 +93,23 @@ class Tokenizer:
         return int(self._processor.get_piece_size())
 
     @functools.cached_property
+    def special_ids(self) -> frozenset[int]:
+        """The pieces that stand for no text: pad, unk, bos, eos, and the languages."""
+        return frozenset({UNK_ID, *filter(self._processor.is_control, range(self.vocab_size))})
+
+    def ids_of(self, pieces: Iterable[str]) -> list[int]:
+        """Return the ids of pieces of languages.
+
+        Raises:
+            CheckpointError: the tokenizer does not have one of them.
+        """
+        ids = {piece: int(self._processor.piece_to_id(piece)) for piece in pieces}
+        for piece, id_ in ids.items():
+            if id_ not in self.special_ids - {UNK_ID}:
+                raise CheckpointError("", f"the tokenizer does not have the piece {piece} of a language")
+        return [*ids.values()]
+
+    @functools.cached_property
     def byte_ids(self) -> frozenset[int]:
         """The pieces that are single bytes. An adopted model without byte fallback has none: it produces <unk>."""
         return frozenset(id_ for id_ in range(self.vocab_size) if self._processor.is_byte(id_))
@@ -120,7 +136,7 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of the ids. Special ids are skipped, and bytes that are not UTF-8 become U+FFFD."""
-        return str(self._processor.decode([int(id_) for id_ in ids if id_ not in _SPECIAL_IDS]))
+        return str(self._processor.decode([int(id_) for id_ in ids if id_ not in self.special_ids]))
 
     def decode_batch(self, batch: Iterable[Iterable[int]]) -> list[str]:
         return [self.decode(ids) for ids in batch]
@@ -181,19 +197,21 @@ class Vocabulary(NamedTuple):
     sides: tuple[int, ...]  # 0: source, 1: target
     settings: TokenizerConfig  # its own `model` and `vocab_size`
     symbols: tuple[str, ...]
+    controls: tuple[str, ...]  # pieces that text never has: those of languages
     size_key: str  # the setting that gives its size
 
 
 def vocabularies(config: RunConfig) -> list[Vocabulary]:
     """Return the vocabularies that a config describes: one, or the source's and the target's."""
-    settings, symbols, key = config.tokenizer, config.symbols, "tokenizer.vocab_size"
+    settings, key = config.tokenizer, "tokenizer.vocab_size"
+    of_src = config.symbols, config.language_pieces
     if settings.joint:
-        return [Vocabulary("", JOINT_FILE, (0, 1), settings, symbols, key)]
+        return [Vocabulary("", JOINT_FILE, (0, 1), settings, *of_src, key)]
     of_tgt = replace(settings, model=settings.tgt_model, vocab_size=settings.tgt_vocab_size or settings.vocab_size)
     return [
-        Vocabulary("source", SEPARATE_FILES[0], (0,), settings, symbols, key),
-        # Tags are in front of source segments only.
-        Vocabulary("target", SEPARATE_FILES[1], (1,), of_tgt, settings.user_symbols, "tokenizer.tgt_vocab_size"),
+        Vocabulary("source", SEPARATE_FILES[0], (0,), settings, *of_src, key),
+        # Tags and languages are in front of source segments only.
+        Vocabulary("target", SEPARATE_FILES[1], (1,), of_tgt, settings.user_symbols, (), "tokenizer.tgt_vocab_size"),
     ]
 
 
@@ -229,6 +247,7 @@ def train_tokenizer(
     config: TokenizerConfig,
     model_path: Path,
     symbols: Sequence[str] = (),
+    controls: Sequence[str] = (),
     while_waiting: Callable[[], None] = lambda: None,
     size_key: str = "tokenizer.vocab_size",
 ) -> None:
@@ -241,6 +260,7 @@ def train_tokenizer(
     Args:
         word_counts: of normalised text, as from `count_words`, in any order.
         symbols: pieces that are never split, such as <bt>. Each becomes two pieces, with a space before it and without.
+        controls: pieces that no text has, such as <2de>: the same characters in a text are other pieces.
         while_waiting: called about once a second. Training runs in a separate process, to free its memory at the end.
         size_key: the setting that gives the size of the vocabulary, for errors.
     Raises:
@@ -258,10 +278,11 @@ def train_tokenizer(
         "character_coverage": 1.0 if config.character_coverage < _LEAST_COVERAGE else config.character_coverage,
         "split_digits": config.split_digits,
         "user_defined_symbols": list(chain.from_iterable(map(_symbol_pieces, symbols))),
+        "control_symbols": list(controls),
         **_TRAINER_SETTINGS,
     }
     with tempfile.NamedTemporaryFile(prefix=f".{model_path.name}.words-", dir=model_path.parent) as file:
-        file.writelines(_trainer_lines(word_counts, config, symbols))
+        file.writelines(_trainer_lines(word_counts, config, symbols, controls))
         file.flush()
         try:
             model = run_apart(_train, file.name, settings, while_waiting=while_waiting)
@@ -289,10 +310,12 @@ def _symbol_pieces(symbol: str) -> tuple[str, str]:
     return WORD_START + symbol, symbol
 
 
-def _trainer_lines(counts: Mapping[str, int], config: TokenizerConfig, symbols: Sequence[str]) -> Iterator[bytes]:
+def _trainer_lines(
+    counts: Mapping[str, int], config: TokenizerConfig, symbols: Sequence[str], controls: Sequence[str]
+) -> Iterator[bytes]:
     """Yield `word<TAB>count`, sorted. Text that no piece may contain, and rare characters if needed, become `_CUT`."""
     coverage = config.character_coverage
-    pieces = sorted(chain.from_iterable(map(_symbol_pieces, symbols)), key=len, reverse=True)
+    pieces = sorted(chain(controls, *map(_symbol_pieces, symbols)), key=len, reverse=True)
     cutting = "|".join([_CUTTING, *map(re.escape, pieces), *([_DIGIT_ENDS] if config.split_digits else [])])
     if coverage < _LEAST_COVERAGE:
         required = _required_characters(counts, coverage, re.compile(cutting))
@@ -343,20 +366,26 @@ def _explained(failure: RuntimeError, key: str, config: TokenizerConfig) -> Exce
     return failure
 
 
-def adopt_model(path: Path, symbols: Sequence[str]) -> bytes:
-    """Return a given SentencePiece model with our special ids; unchanged if it already has them and the symbols.
+def adopt_model(path: Path, symbols: Sequence[str], controls: Sequence[str] = ()) -> bytes:
+    """Return a given SentencePiece model with our special ids; unchanged if it has all pieces that are wanted.
 
     It segments and normalises text as before, except for the symbols. Missing pad, bos and eos are added; missing
-    symbols are added as in `train_tokenizer`.
+    symbols and controls are added as in `train_tokenizer`.
 
     Raises:
         DataError: the file is missing, damaged, or uses one piece for two purposes.
-        ConfigError: a symbol is a special piece of the model.
+        ConfigError: a symbol is a special piece of the model, or a control is another piece of it.
     """
     serialized = _read_model(path, DataError, "give a .model file written by SentencePiece")
     model = ModelProto.FromString(serialized)
-    texts = {piece.piece for piece in model.pieces if piece.type == Piece.USER_DEFINED}
-    if Tokenizer(serialized)._has_our_ids and texts.issuperset(symbols):
+    kinds = {piece.piece: piece.type for piece in model.pieces}
+    for control in controls:
+        if kinds.get(control, Piece.CONTROL) != Piece.CONTROL:
+            problem = f"{control} is a piece of this model, and mt needs it for a language"
+            raise ConfigError(path, problem, "use another model, or another code of this language")
+    added = [control for control in controls if control not in kinds]
+    has_symbols = all(kinds.get(symbol) == Piece.USER_DEFINED for symbol in symbols)
+    if Tokenizer(serialized)._has_our_ids and has_symbols and not added:
         return serialized
     spec = model.trainer_spec
     # SentencePiece loads only models that have an unknown piece.
@@ -378,8 +407,9 @@ def adopt_model(path: Path, symbols: Sequence[str]) -> bytes:
         if symbol in by_text:
             by_text[symbol].type = Piece.USER_DEFINED
         else:
-            added = (text for text in _symbol_pieces(symbol) if text not in by_text)
-            others += [Piece(piece=text, score=0.0, type=Piece.USER_DEFINED) for text in added]
+            new = (text for text in _symbol_pieces(symbol) if text not in by_text)
+            others += [Piece(piece=text, score=0.0, type=Piece.USER_DEFINED) for text in new]
+    others += [Piece(piece=control, score=0.0, type=Piece.CONTROL) for control in added]
     # Copies, because the model's own pieces are deleted next.
     pieces = [Piece.FromString(piece.SerializeToString()) for piece in (*special, *others)]
     del model.pieces[:]
@@ -390,6 +420,7 @@ def adopt_model(path: Path, symbols: Sequence[str]) -> bytes:
     known = set(spec.user_defined_symbols)
     named = (piece.piece for piece in pieces if piece.type == Piece.USER_DEFINED)
     spec.user_defined_symbols.extend(text for text in named if text not in known)
+    spec.control_symbols.extend(added)
     return cast(bytes, model.SerializeToString())
 
 
@@ -432,7 +463,7 @@ def vocabulary_facts(
 def _is_real_piece(tokenizer: Tokenizer) -> npt.NDArray[np.bool_]:
     """Return [V]: whether a piece is neither special nor a byte."""
     is_piece = np.ones(tokenizer.vocab_size, dtype=np.bool_)
-    is_piece[[*range(EOS_ID + 1), *tokenizer.byte_ids]] = False
+    is_piece[[*tokenizer.special_ids, *tokenizer.byte_ids]] = False
     return is_piece
 
 

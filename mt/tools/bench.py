@@ -271,13 +271,14 @@ def bench_decoding(
         MTError: model, text or settings need the user's attention.
     """
     folder = open_model(model_path)
+    direction = folder.config.directions[0]
     if input_path is None:
-        data, pairs = first_test_pairs(folder.config, folder.manifest.get("corpus_fingerprint"))
+        data, pairs, direction = first_test_pairs(folder.config, folder.manifest.get("corpus_fingerprint"))
         lines = [pair.src for pair in pairs]
     else:
         data, lines = str(input_path), lines_of_text(input_path)
     started_at = time.perf_counter()
-    translator = Translator.load(folder.path, device, precision, n_processes=None)
+    translator = Translator.load(folder.path, device, precision, n_processes=None).in_direction(direction)
     load_seconds = time.perf_counter() - started_at
     decode, on = replace(translator.decode, **(changes or {})), translator.model.embedding.weight.device
     translator.translate(lines[:WARM_UP_LINES], decode)

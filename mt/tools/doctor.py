@@ -95,9 +95,11 @@ def examine(config: RunConfig, run_dir: Path) -> Diagnosis:
     findings += _reading_errors(samples)
     _log.info("checking alignment, languages, form and repetition")
     train, held_out = ([sample for sample in samples if (sample.role == "train") == is_train] for is_train in (1, 0))
-    findings += checks.check_text(config, train, held_out)
+    # What is wrong in one direction is wrong in the other one, too.
+    forward = [[one for one in role if not config.entries[one.key].is_reversed] for role in (train, held_out)]
+    findings += checks.check_text(config, *forward)
     forecast = None
-    if all(sample.pairs for sample in train) and len(train) == len(config.data.train):
+    if all(sample.pairs for sample in train) and len(train) == len(config.training):
         _log.info("testing cleaning, the tokenizer and encoding")
         forecast = _rehearse(config, run_dir, train, held_out, findings)
     findings += _bleu_findings(config)
@@ -111,7 +113,8 @@ def _rehearse(
     """Add findings about all data together; return the forecast, or None if preparing would fail."""
     try:
         sets = {sample.key: sample.pairs for sample in held_out}
-        sought = HeldOut.of_run(config, sets) if config.data.clean.contamination else None
+        langs = {sample.key: sample.langs for sample in held_out}
+        sought = HeldOut.of_run(config, sets, langs) if config.data.clean.contamination else None
         cleaned = [clean_sample(sample, config, sought) for sample in train]
         for one in cleaned:
             findings += check_removed(one.sample.key, one.sample.corpus, one.tally, config.data.clean)
@@ -144,7 +147,7 @@ def _given_tokenizers(config: RunConfig) -> Tokenizers | None:
     if (folder := initial_model(config)) is not None:
         return folder.load_tokenizers()
     given = [
-        Tokenizer(adopt_model(Path(one.settings.model), one.symbols))
+        Tokenizer(adopt_model(Path(one.settings.model), one.symbols, one.controls))
         for one in vocabularies(config)
         if one.settings.model is not None
     ]
@@ -172,15 +175,18 @@ def _samples(readers: Mapping[str, CorpusReader]) -> list[Sample]:
 
 def _bleu_findings(config: RunConfig) -> Iterator[Finding]:
     """Check whether BLEU's tokenizer is installed: if not, training counts characters instead of `auto`, or fails."""
-    setting, lang = config.eval.bleu_tokenize, config.tgt_lang
-    try:
-        bleu(tokenizer_of(lang) if setting == "auto" else setting)
-    except ConfigError as error:
-        finding = Finding.of(error, "bleu_tokenizer", "eval.bleu_tokenize")
-        if setting == "auto":
-            problem = f"{finding.problem}; until then, BLEU of {lang} counts characters (tok:char)"
-            finding = replace(finding, level="warning", problem=problem)
-        yield finding
+    setting = config.eval.bleu_tokenize
+    for lang in dict.fromkeys(one.tgt for one in config.all_directions):
+        try:
+            bleu(tokenizer_of(lang) if setting == "auto" else setting)
+        except ConfigError as error:
+            finding = Finding.of(error, "bleu_tokenizer", "eval.bleu_tokenize")
+            if setting == "auto":
+                problem = f"{finding.problem}; until then, BLEU of {lang} counts characters (tok:char)"
+                finding = replace(finding, level="warning", problem=problem)
+            yield finding
+            if setting != "auto":
+                return
 
 
 def _reading_errors(samples: Sequence[Sample]) -> Iterator[Finding]:
@@ -199,7 +205,8 @@ def _forecast(config: RunConfig, rehearsal: Rehearsal, device: torch.device | No
     footprint, sources, n_processes = Footprint.of(config, rehearsal.vocab_size), rehearsal.sources, n_cores()
     pairs = round(sum(source.n_kept for source in sources))
     src_tokens, tgt_tokens = (round(sum(source.n_tokens(side) for source in sources)) for side in (0, 1))
-    epoch_tokens = sum(source.n_tokens(1) * source.sample.corpus.weight for source in sources)
+    weights = config.weights([source.n_kept for source in sources])
+    epoch_tokens = sum(source.n_tokens(1) * weight for source, weight in zip(sources, weights, strict=True))
     id_bytes = 2 if ids_dtype(rehearsal.vocab_size) == "<u2" else 4
     return Forecast(
         prepared=prepared,
@@ -292,7 +299,7 @@ def _about(n: float) -> str:
 
 def diagnosis_text(diagnosis: Diagnosis, config_name: str) -> str:
     """Return the text for a terminal: findings by corpus, then the forecast."""
-    headings = {key: f"{key}  {corpus.description}" for key, corpus in diagnosis.config.data.corpora.items()}
+    headings = {key: f"{key}  {entry.corpus.description}" for key, entry in diagnosis.config.entries.items()}
     headings |= {sample.key: f"{sample.key}  {_checked(sample)}" for sample in diagnosis.samples if sample.pairs}
     findings: dict[str, list[str]] = {heading: [] for heading in (*headings.values(), "settings")}
     for finding in diagnosis.findings:

@@ -23,6 +23,7 @@ from mt.run_folder import RunFolder, checkpoint_step
 from mt.system.device import hardware, memory_bytes, peak_memory_bytes
 from mt.system.distributed import Ranks
 from mt.system.files import existing_folder
+from mt.text.corpora import readers_of
 from mt.text.corpus import PreparedCorpus
 from mt.tools.bench import StepTimer, device_name, engine_over, step_in_parts
 from mt.training.engine import Engine, Footprint, OutOfMemory, Update, choose_execution
@@ -172,7 +173,10 @@ def parameters_by_part(model: Transformer) -> dict[str, int]:
 
 
 def _data_lines(config: RunConfig, corpus: PreparedCorpus | None, engine: Engine) -> list[str]:
-    sources = [f"{each.description}, weight {each.weight:g}".removesuffix(", weight 1") for each in config.data.train]
+    weights = [one.corpus.weight for one in config.training] if corpus is None else config.weights(corpus.corpus_sizes)
+    names = [reader.name for key, reader in readers_of(config).items() if key.startswith("data.train.")]
+    each = zip(names, weights, strict=True)
+    sources = [f"{name}, weight {weight:.3g}".removesuffix(", weight 1") for name, weight in each]
     if corpus is None:
         return ["not prepared yet: the numbers of pairs, tokens and epochs are known after mt prepare", *sources]
     train, per_epoch = corpus.manifest["train"], engine.plan.updates_per_epoch()

@@ -155,10 +155,11 @@ def train_in(run_dir: Path, corpus: Path) -> None:
     run = RunFolder(run_dir)
     run.remove_leftovers()
     whole = PreparedCorpus.open(corpus)
-    pairs, sides = whole.valid_pairs[:N_VALIDATION_PAIRS], (whole.valid.src, whole.valid.tgt)
+    name, pairs = next(iter(whole.valid_sets.items()))
+    pairs, sides = pairs[:N_VALIDATION_PAIRS], (whole.valid.src, whole.valid.tgt)
     n = len(pairs)
     valid = ParallelIds(*(Sentences(side.ids[: side.offsets[n]], side.offsets[: n + 1]) for side in sides))
-    train(run.read_config(), replace(whole, valid=valid, valid_pairs=pairs), run_dir)
+    train(run.read_config(), replace(whole, valid=valid, valid_sets={name: pairs}), run_dir)
 
 
 # ------------------------------------------------------------------------------------------------------ the procedure

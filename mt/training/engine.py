@@ -217,7 +217,7 @@ class Engine:
     Args:
         data: training pairs, encoded.
         vocab_size: as for `Transformer`.
-        corpus_sizes: pairs of each corpus in `config.data.train`; None: all pairs are one corpus of weight 1.
+        corpus_sizes: pairs of each corpus in `config.training`; None: all pairs are one corpus of weight 1.
         ranks: the processes that share each update.
     Raises:
         ConfigError: the device does not support the settings, or has too little memory for the model.
@@ -257,7 +257,7 @@ class Engine:
             batch_tokens=settings.batch_tokens,
             seed=settings.seed,
             corpus_sizes=corpus_sizes,
-            corpus_weights=None if corpus_sizes is None else [one.weight for one in config.data.train],
+            corpus_weights=None if corpus_sizes is None else config.weights(corpus_sizes),
         )
         self.budget: MicroBatchBudget
         self.memory_note = ""  # how the micro-batch size was found, for users

@@ -20,7 +20,7 @@ from mt.checkpoint import ModelFolder, save_model_folder
 from mt.config.settings import RunConfig, parse_duration
 from mt.data.packing import PlanState
 from mt.errors import CheckpointError, ConfigError, TrainingError
-from mt.evaluation.tokenization import chosen_tokenizer
+from mt.evaluation.tokenization import chosen_tokenizers
 from mt.run_folder import RunFolder, initial_model, quarantine_checkpoint
 from mt.system.device import hardware
 from mt.system.distributed import SINGLE_PROCESS, Ranks
@@ -28,6 +28,7 @@ from mt.system.files import append_text, remove_folder
 from mt.system.malloc import trim_heap, tune_malloc
 from mt.system.provenance import source_commit, versions
 from mt.system.signals import Received, caught_signals
+from mt.text.corpora import readers_of
 from mt.text.corpus import PreparedCorpus
 from mt.text.sentences import UsualLines
 from mt.text.tokenizer import Tokenizers
@@ -110,9 +111,9 @@ class Trainer:
         self.progress.micro_batch_tokens = self.engine.micro_batch_tokens
         self.progress.micro_batch_setting = setting
         self.meter = UpdateMeter(ranks, self.progress, self.engine.optimizer.scales_loss, self.engine.peak_seconds)
-        weights = [one.weight for one in config.data.train]
+        sizes, src_langs = corpus.corpus_sizes, [entry.direction.src for entry in config.training]
         self.usual_lines = UsualLines.of_corpus(
-            corpus.train, corpus.corpus_sizes, weights, self.tokenizers.src, config.src_lang
+            corpus.train, sizes, config.weights(sizes), self.tokenizers.src, src_langs
         )
         self._manifest = {
             "vocab_size": self.tokenizers.vocab_size,
@@ -287,9 +288,10 @@ class Trainer:
         parts = [part for part, loss in zip(skipped.sentences, finite_losses, strict=True) if loss is None]
         suspects = np.sort(np.concatenate(parts or skipped.sentences))
         borders = np.searchsorted(suspects, np.cumsum(self.corpus.corpus_sizes)[:-1])
-        by_corpus = zip(self.config.data.train, np.split(suspects, borders), strict=True)
+        names = [reader.name for key, reader in readers_of(self.config).items() if key.startswith("data.train.")]
+        by_corpus = zip(names, np.split(suspects, borders), strict=True)
         lines = self.corpus.train_lines
-        sources = [{"source": one.description, "lines": sorted(lines[i].tolist())} for one, i in by_corpus if len(i)]
+        sources = [{"source": name, "lines": sorted(lines[i].tolist())} for name, i in by_corpus if len(i)]
         return {"step": skipped.step, "micro_batch_losses": finite_losses, "sentences": sources}
 
     def roll_back(self) -> None:
@@ -346,8 +348,7 @@ class Trainer:
             with self.signals.interrupting():
                 self.signals.interrupt_if_any()
                 model = self.engine.inference_model()
-                bleu_tokenizer, usual_lines = self.progress.bleu_tokenizer, self.usual_lines
-                result = validate(model, self.tokenizers, self.corpus, self.config, bleu_tokenizer, usual_lines)
+                result = validate(model, self.tokenizers, self.corpus, self.config, self.usual_lines)
             trim_heap()
         found = self.ranks.from_first(None if result is None else self._record_score(result))
         if found is None:
@@ -440,7 +441,8 @@ class Trainer:
     def _take_bleu_tokenizer(self) -> None:
         """Take the tokenizer of BLEU. An earlier version may have computed the scores so far with another one."""
         settings, progress = self.config.eval, self.progress
-        chosen = chosen_tokenizer(settings.bleu_tokenize, self.config.tgt_lang) if self.ranks.is_first else None
+        langs = [entry.direction.tgt for entry in self.config.valid_sets.values()]
+        chosen = chosen_tokenizers(settings.bleu_tokenize, langs) if self.ranks.is_first else None
         before, progress.bleu_tokenizer = progress.bleu_tokenizer, self.ranks.from_first(chosen)
         if before == progress.bleu_tokenizer or progress.best_step is None or self.config.train.best_by != "bleu":
             return

@@ -72,9 +72,15 @@ class Tracker:
         """Record and show the result of a validation."""
         step = self._progress.step
         values = {"valid_loss": result.loss, "valid_bleu": result.bleu, "valid_chrf": result.chrf}
-        self._record({**values, "valid_loss_by_length": result.loss_by_length})
+        by_set = {
+            name: {key: getattr(one, key) for key in ("loss", "bleu", "chrf")} for name, one in result.sets.items()
+        }
+        self._record(
+            {**values, "valid_loss_by_length": result.loss_by_length} | ({"valid_sets": by_set} if by_set else {})
+        )
         scalars = {f"valid/{name.removeprefix('valid_')}": value for name, value in values.items()}
         scalars |= {f"valid_loss_by_length/{length}": loss for length, loss in result.loss_by_length.items()}
+        scalars |= {f"{name}/{key}": value for name, scores in by_set.items() for key, value in scores.items()}
         self._events.add_scalars(step, scalars)
         for i, (src, hyp, ref) in enumerate(result.samples, start=1):
             # TensorBoard renders Markdown: text indented by four spaces is shown unchanged.
@@ -83,6 +89,9 @@ class Tracker:
         self._samples.write_line({"step": step, "samples": samples})
         self._last_bleu = f" · BLEU {result.bleu:.2f}"
         self.say(f"step {step:,}: validation loss {result.loss:.4f}, BLEU {result.bleu:.2f}, chrF2 {result.chrf:.2f}")
+        if result.sets:
+            each = ", ".join(f"{name.removeprefix('valid.')} {one.bleu:.2f}" for name, one in result.sets.items())
+            self.say(f"step {step:,}: these are means; BLEU by set: {each}")
         for warning in [] if self._warned_of_scores else result.warnings:
             self._warned_of_scores = True  # later ones differ in their numbers only
             self.say(f"warning: {warning}")

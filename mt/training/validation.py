@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -13,11 +15,12 @@ from mt.data.batch import PackedBatch, assemble_tiles
 from mt.data.packing import Indices
 from mt.decode.translator import OwnBackend, Translator
 from mt.evaluation.scores import TranslatedSet, score_corpus
+from mt.evaluation.tokenization import chosen_tokenizer
 from mt.evaluation.warnings import check_scores
 from mt.loss import linear_label_smoothed_nll
 from mt.model import Transformer
+from mt.text.corpora import SentencePair
 from mt.text.corpus import ParallelIds, PreparedCorpus
-from mt.text.normalise import Normalisers
 from mt.text.sentences import UsualLines
 from mt.text.tokenizer import Tokenizers
 
@@ -29,7 +32,7 @@ N_SAMPLE_TRANSLATIONS = 5  # translations that are recorded for users to read
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """The scores of a model on the validation set."""
+    """The scores of a model on a validation set, or the means of its scores on several."""
 
     loss: float  # unsmoothed cross-entropy, nats per target token, end of sentence included
     bleu: float
@@ -37,6 +40,7 @@ class ValidationResult:
     loss_by_length: dict[str, float]  # the loss by range of target tokens, such as "11-20"
     samples: list[tuple[str, str, str]]  # source, translation and reference of the first few lines
     warnings: list[str] = field(default_factory=list)  # about the scores
+    sets: dict[str, ValidationResult] = field(default_factory=dict)  # the results on each of several sets
 
 
 def validate(
@@ -44,26 +48,59 @@ def validate(
     tokenizers: Tokenizers,
     corpus: PreparedCorpus,
     config: RunConfig,
-    bleu_tokenizer: str,
     usual_lines: UsualLines,
 ) -> ValidationResult:
-    """Score a model in evaluation mode on the whole validation set, in a fixed order.
+    """Score a model in evaluation mode on all validation sets, in a fixed order.
 
     Args:
-        bleu_tokenizer: of sacreBLEU.
         usual_lines: of training; lines are split at ends of sentences as for users of the model.
     """
-    pairs, decode = corpus.valid_pairs, replace(config.decode, beam_size=config.train.validation_beam_size)
+    decode = replace(config.decode, beam_size=config.train.validation_beam_size)
     # No retries: early in training nearly every sentence would be searched twice.
-    limit, normalisers = config.data.max_tokens, Normalisers.of_run(config)
     translator = Translator(
-        OwnBackend(inference), tokenizers, decode, limit, normalisers, retries=False, usual_lines=usual_lines
+        OwnBackend(inference),
+        tokenizers,
+        decode,
+        config.data.max_tokens,
+        retries=False,
+        usual_lines=usual_lines,
+        config=config,
     )
+    results = {}
+    for name, ids in corpus.valid_ids():
+        direction = config.valid_sets[name].direction
+        results[name] = _on_one_set(
+            translator.in_direction(direction), corpus.valid_sets[name], ids, direction.tgt, config.eval.bleu_tokenize
+        )
+    return results["valid"] if len(results) == 1 else _mean(results)
+
+
+def _mean(results: Mapping[str, ValidationResult]) -> ValidationResult:
+    """Return the means of the scores on several sets, and the first samples of each."""
+    each, n_samples = [*results.values()], max(1, N_SAMPLE_TRANSLATIONS // len(results))
+    lengths = dict.fromkeys(chain.from_iterable(one.loss_by_length for one in each))
+    return ValidationResult(
+        loss=fmean(one.loss for one in each),
+        bleu=fmean(one.bleu for one in each),
+        chrf=fmean(one.chrf for one in each),
+        loss_by_length={
+            length: fmean(one.loss_by_length[length] for one in each if length in one.loss_by_length)
+            for length in lengths
+        },
+        samples=[sample for one in each for sample in one.samples[:n_samples]],
+        warnings=[f"{name}: {warning}" for name, one in results.items() for warning in one.warnings],
+        sets=dict(results),
+    )
+
+
+def _on_one_set(
+    translator: Translator, pairs: Sequence[SentencePair], ids: ParallelIds, tgt_lang: str, tokenize: str
+) -> ValidationResult:
     hypotheses = translator.translate([pair.src for pair in pairs])
-    references = [[pair.tgt for pair in pairs]]
-    translated = TranslatedSet(None, hypotheses, references, config.tgt_lang, tokenize=bleu_tokenizer)
+    references, tokenizer = [[pair.tgt for pair in pairs]], chosen_tokenizer(tokenize, tgt_lang)
+    translated = TranslatedSet(None, hypotheses, references, tgt_lang, tokenize=tokenizer)
     scores = score_corpus(translated, ["bleu", "chrf"]).scores
-    loss, loss_by_length = validation_loss(inference, corpus.valid)
+    loss, loss_by_length = validation_loss(translator.model, ids)
     first = list(zip(pairs, hypotheses, strict=True))[:N_SAMPLE_TRANSLATIONS]
     return ValidationResult(
         loss=loss,
