@@ -24,7 +24,7 @@ from mt.evaluation.runs import RunArtifacts, basis_of, text_checksum
 from mt.evaluation.scores import TranslatedSet, score_corpus
 from mt.evaluation.tokenization import chosen_tokenizers
 from mt.report.facts import Evaluation
-from mt.report.terminal import scores_text
+from mt.report.terminal import direction_lines, scores_text
 from mt.run_folder import ADDED_TESTS, MADE_AT, RunFolder, checkpoint_step, initial_model
 from mt.system.console import note
 from mt.system.device import choose_device, hardware
@@ -389,6 +389,7 @@ def format_report(report: Evaluation) -> str:
             f"{report.n_tgt_tokens:,} target tokens in {format_duration(report.train_seconds or 0)}",
             f"model: {'average of steps' if len(steps) > 1 else 'step'} {', '.join(f'{step:,}' for step in steps)}",
             scores_text(report.validated | report.test_sets),
+            *direction_lines(report),
             *(f"note: {note}" for note in _notes(report)),
         ]
     )

@@ -54,7 +54,7 @@ class Parrot(OwnBackend):
         return found
 
     def align(
-        self, sources: list[list[int]], targets: list[tuple[int, ...]], batch_tokens: int
+        self, sources: list[list[int]], targets: list[tuple[int, ...]], batch_tokens: int, n_first: int
     ) -> list[list[tuple[int, int]]]:
         lengths = [min(len(source) - 1, len(target)) for source, target in zip(sources, targets, strict=True)]
         return [[(i, i) for i in range(n)] for n in lengths]

@@ -401,9 +401,7 @@ USAGE = "Use mt compare A B, or mt compare --ref REF A B."
             "one two --ref file --test a",
             "--test cannot be combined with --ref, which compares files. Remove one of them.",
         ),
-        ("one two --tgt-lang de", "--tgt-lang needs --ref. Add --ref FILE, or remove --tgt-lang."),
         ("one two --src file", "--src needs --ref. Add --ref FILE."),
-        ("one two --src text --ref text --tgt-lang de", "--tgt-lang is only for files of translations. Remove it."),
         ("one two --file a.tsv --test a", "--test cannot be combined with --file. Remove one of them."),
         ("one two --ref text --sacrebleu wmt14", "--sacrebleu cannot be combined with --ref. Give one text."),
         (

@@ -133,7 +133,7 @@ def test_the_error_for_an_invalid_setting_names_its_key(line: str, message: str)
 
 
 REPLACED = {
-    ("tgt_lang: de", "tgt_lang: no"): "x.yaml: tgt_lang: expected a language code such as en, got false "
+    ("tgt_lang: de", "tgt_lang: no"): "x.yaml: tgt_lang: expected a language code such as en or null, got false "
     "(YAML reads a bare yes/no/on/off as true/false: write it in quotes)",
     ("tgt_lang: de", "tgt_lang: en"): "x.yaml: tgt_lang is the same as src_lang: en",
     ("name: captions\n", ""): "x.yaml: name is missing",
@@ -256,7 +256,7 @@ BAD_OVERRIDES = {
     "train.max_steps=0": "--set train.max_steps=0: train.max_steps: expected an integer of at least 1, got 0",
     "train=3": "--set train=3: train: expected a mapping (key: value), got 3",
     "train={max_step: 3}": "--set train={max_step: 3}: train.max_step: unknown key, did you mean max_steps?",
-    "tgt_lang=no": "--set tgt_lang=no: tgt_lang: expected a language code such as en, got false "
+    "tgt_lang=no": "--set tgt_lang=no: tgt_lang: expected a language code such as en or null, got false "
     "(YAML reads a bare yes/no/on/off as true/false: write it in quotes)",
     "data.train.2.file=a.tsv": "--set data.train.2.file=a.tsv: data.train.2: expected the index of an entry, 0 to 1 "
     "(1 appends)",

@@ -526,7 +526,7 @@ def test_without_py3langid_a_note_says_that_languages_are_not_checked(
 def test_the_advised_vocabulary_has_room_for_all_characters_and_leaves_the_other_side_as_it_is() -> None:
     def tokenizer(n_characters: int) -> Any:
         pieces = ["<0x00>", "ab", *["a"] * n_characters]
-        return SimpleNamespace(vocab_size=2_000, pieces=lambda _: pieces, byte_ids=range(256))
+        return SimpleNamespace(vocab_size=2_000, pieces=lambda _: pieces, byte_ids=range(256), special_ids=range(4))
 
     def fixes(src: int, tgt: int, **settings: Any) -> list[str]:
         sources = [SimpleNamespace(sample=SimpleNamespace(is_read=True), n_tokens=lambda _: 40_000.0)]

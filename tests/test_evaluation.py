@@ -13,7 +13,7 @@ import pytest
 from images import curves_page
 
 from mt.api import TrainedRun
-from mt.config.settings import RunConfig
+from mt.config.settings import Direction, RunConfig
 from mt.errors import ConfigError, DataError
 from mt.evaluation.command import evaluate_files, evaluate_model
 from mt.evaluation.findings import EvalOptions
@@ -123,20 +123,21 @@ def test_more_training_and_a_new_name_update_the_report_of_an_unchanged_model(tm
 def test_changed_translations_are_not_used_as_those_of_the_run(run: tuple[RunConfig, Path]):
     _, run_dir = run
     artifacts = RunArtifacts.of(run_dir)
-    pairs = artifacts.test_pairs(["held_out"])
-    kept = artifacts.kept_translations(pairs)
+    pairs, directions = artifacts.test_pairs(["held_out"]), artifacts.directions(["held_out"])
+    kept = artifacts.kept_translations(pairs, directions)
     hypotheses = kept["held_out"].hypotheses
     assert hypotheses == (run_dir / "translations/held_out.txt").read_text("utf-8").splitlines()
-    assert artifacts.kept_translations({"held_out": pairs["held_out"][1:]}) == {}
+    assert artifacts.kept_translations({"held_out": pairs["held_out"][1:]}, directions) == {}
     other_text = {"held_out": [pair._replace(tgt="x") for pair in pairs["held_out"]]}
-    assert artifacts.kept_translations(other_text) == {}
+    assert artifacts.kept_translations(other_text, directions) == {}
     write_lines(run_dir / "translations/held_out.txt", hypotheses[::-1])
-    assert artifacts.kept_translations(pairs) == {}
+    assert artifacts.kept_translations(pairs, directions) == {}
 
 
 def test_a_translation_of_text_with_line_feeds_is_one_line(finished: tuple[RunConfig, Path]):
     artifacts, pair = RunArtifacts.of(finished[1]), SentencePair("bar\n\ndest", "BAR\n\nDEST", 1)
-    (line,) = artifacts.translate({"new": [pair]}, "cpu", "fp32", n_processes=1)["new"].hypotheses
+    how = {"new": Direction("en", "de")}, "cpu", "fp32"
+    (line,) = artifacts.translate({"new": [pair]}, *how, n_processes=1)["new"].hypotheses
     assert " " in line
     assert "\n" not in line
 
@@ -147,7 +148,9 @@ def test_a_tag_is_given_to_the_model_but_not_to_the_evaluation(finished: tuple[R
     tagged = replace(tagged, tokenizer=replace(tagged.tokenizer, user_symbols=("<bt>",)))
     train_run(tagged, tmp_path / "run")
     artifacts = RunArtifacts.of(tmp_path / "run")
-    translated = artifacts.translate(artifacts.test_pairs(["held_out"]), "auto", "auto", n_processes=1)["held_out"]
+    translated = artifacts.translate(
+        artifacts.test_pairs(["held_out"]), artifacts.directions(["held_out"]), "auto", "auto", n_processes=1
+    )["held_out"]
     text = Path(str(tagged.data.test["held_out"].src)).read_text("utf-8").splitlines()
     assert list(translated.sources or ()) == text
     sentences = report_of(tmp_path / "run")["sentences"]["held_out"]

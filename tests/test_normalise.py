@@ -245,7 +245,7 @@ def test_changes_lists_only_rules_that_changed_the_text() -> None:
 def test_each_side_is_normalised_by_the_rules_of_its_language() -> None:
     source = TextFiles(src="a", tgt="b")
     data = DataConfig(train=(source,), valid=source, clean=CleanConfig(punctuation=True, white_space=False))
-    sides = Normalisers.of_run(RunConfig(name="x", src_lang="de", tgt_lang="en", data=data))
+    sides = Normalisers.of_run(RunConfig(name="x", src_lang="de", tgt_lang="en", data=data), ("de", "en"))
     assert (sides.src('"a", b'), sides.tgt('"a", b')) == ('"a", b', '"a," b')
     copy = pickle.loads(pickle.dumps(sides))
     assert copy.tgt('„a“, "b",') == sides.tgt('„a“, "b",')

@@ -268,4 +268,5 @@ def test_pairs_of_a_later_test_set_are_found_in_the_prepared_text(tmp_path: Path
         "other": pairs_of(*toy_text(5, 9)),
     }
     # Sides of fewer than six words are the same by chance.
-    assert n_in_training(config, corpus, sets) == {"source": 2, "target": 1, "other": 0}
+    langs = dict.fromkeys(sets, ("en", "de"))
+    assert n_in_training(config, corpus, sets, langs) == {"source": 2, "target": 1, "other": 0}

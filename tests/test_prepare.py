@@ -206,7 +206,7 @@ def test_removed_pairs_are_logged_and_are_in_the_manifest_with_examples(
 def test_validation_and_test_sets_keep_all_pairs_and_their_original_text(config: RunConfig) -> None:
     corpus, _ = prepare(config)
     tokenizer = Tokenizer.load(corpus.tokenizer_paths[0])
-    assert corpus.valid_pairs == list(zip(VALID_SRC, VALID_TGT, range(1, 11), strict=True))
+    assert corpus.valid_sets["valid"] == list(zip(VALID_SRC, VALID_TGT, range(1, 11), strict=True))
     assert corpus.test_pairs == {"news": [(" raw\ttext ", "roher  Text\x0b", 1)]}
     assert len(corpus.valid) == 10
     assert [tokenizer.decode(corpus.valid.src[i]) for i in range(10)] == [normalise(text) for text in VALID_SRC]
@@ -589,7 +589,7 @@ def test_encoded_real_captions_decode_to_the_same_text() -> None:
     assert len(corpus.valid) == 1_000
     for side in ("src", "tgt"):
         ids = getattr(corpus.valid, side)
-        for i, pair in enumerate(corpus.valid_pairs):
+        for i, pair in enumerate(corpus.valid_sets["valid"]):
             assert tokenizer.decode(ids[i]) == normalise(getattr(pair, side))
 
 

@@ -216,7 +216,7 @@ def test_the_facts_of_a_run_include_settings_starts_and_corpus(run: Run):
 def test_words_are_counted_in_the_cleaned_training_text(run: Run):
     known = RunArtifacts.of(run.folder)
     assert known.corpus is not None
-    normalise = Normalisers.of_run(run.config).src
+    normalise = Normalisers.of_run(run.config, ("en", "de")).src
     kept = [normalise(run.src[line - 1]) for line in known.corpus.train_lines]
     assert len(kept) == 123
     wanted = Counter(words_of(" ".join(kept)))

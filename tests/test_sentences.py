@@ -66,7 +66,9 @@ def usual_of(folder: Path, tokenizer: Tokenizer, *corpora: list[str], weights: S
     sizes = [len(lines) for lines in corpora]
     side = flat_ids([[*tokenizer.encode(line), EOS_ID] for lines in corpora for line in lines], "<u2")
     write_parallel_ids(folder, "train", [(side, side)])
-    return UsualLines.of_corpus(ParallelIds.open(folder, "train", "<u2"), sizes, weights, tokenizer, "de")
+    return UsualLines.of_corpus(
+        ParallelIds.open(folder, "train", "<u2"), sizes, weights, tokenizer, ["de"] * len(sizes)
+    )
 
 
 @pytest.mark.parametrize(

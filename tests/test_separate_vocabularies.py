@@ -71,7 +71,7 @@ def test_each_side_has_a_vocabulary_of_its_text(config: RunConfig, corpus: Prepa
     assert pieces_of(src).islower()
     assert pieces_of(tgt).replace("<name>", "").isupper()
     for tokenizer, ids, pairs in ((src, corpus.valid.src, 0), (tgt, corpus.valid.tgt, 1)):
-        texts = [pair[pairs] for pair in corpus.valid_pairs]
+        texts = [pair[pairs] for pair in corpus.valid_sets["valid"]]
         assert [ids[i].tolist() for i in range(len(ids))] == [[*one, EOS_ID] for one in tokenizer.encode_batch(texts)]
     for side in (corpus.train.src, corpus.train.tgt):
         assert (side.ids[side.offsets[1:] - 1] == EOS_ID).all()

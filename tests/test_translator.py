@@ -273,7 +273,9 @@ class Parrot(Backend):
         said = [self.said.get((text, request.decode.no_repeat_ngram_size > 0), text.upper()) for text in texts]
         return [[SearchResult(tuple(self.tokenizer.encode(text)), -2.0, -1.0)] * request.n_best for text in said]
 
-    def align(self, sources: list[list[int]], targets: list[tuple[int, ...]], batch_tokens: int) -> list[Pairs]:
+    def align(
+        self, sources: list[list[int]], targets: list[tuple[int, ...]], batch_tokens: int, n_first: int
+    ) -> list[Pairs]:
         assert all(source[-1] == EOS_ID for source in sources)
         assert not any(EOS_ID in target for target in targets)
         self.aligned_together = batch_tokens

@@ -65,7 +65,8 @@ def unwrapped(hint: Any) -> Any:
 def kinds_of(hint: Any) -> dict[str, Any]:
     """Return tag → section of the alternatives that a type allows; empty if there are no alternatives."""
     parts = get_args(unwrapped(hint))
-    return {tag.tag: unwrapped(part) for part in parts for tag in metadata_of(part) if isinstance(tag, Tag)}
+    tagged = {tag.tag: part for part in parts for tag in metadata_of(part) if isinstance(tag, Tag)}
+    return {tag: part if is_list(part) else unwrapped(part) for tag, part in tagged.items()}
 
 
 @functools.cache
@@ -207,8 +208,8 @@ def _names(hint: Any) -> Sequence[str]:
     hint = unwrapped(hint)
     if get_origin(hint) is Literal:
         return [str(value) for value in get_args(hint)]
-    if kinds_of(hint):
-        return ["a corpus such as {src: FILE, tgt: FILE}"]
+    if kinds := kinds_of(hint):
+        return ["a corpus such as {src: FILE, tgt: FILE}", *(["a list"] if any(map(is_list, kinds.values())) else [])]
     return _NAMES.get(hint, ["a list" if is_list(hint) else MAPPING])
 
 

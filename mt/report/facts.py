@@ -241,6 +241,9 @@ class ScoredSet(Languages):
     def direction(self) -> str:
         return f"{self.src_lang}-{self.tgt_lang}" if self.src_lang else ""
 
+    def score_of(self, metric: str) -> float | None:
+        return next((one.score for one in self.scores if one.name == metric), None)
+
     def __str__(self) -> str:
         return f"{', '.join(f'{short_name(one.name)} {one}' for one in self.scores)} ({self.n_lines:,} lines)"
 
@@ -418,7 +421,7 @@ class Evaluation(TrainingFigures, Origin):
     @property
     def by_direction(self) -> list[list[str]]:
         """A table of the scores in each direction, if there are several, with its header and the means."""
-        return direction_rows(self.scored_sets)
+        return direction_rows(self.validated, self.test_sets)
 
     @property
     def warning_lines(self) -> list[str]:
@@ -427,22 +430,28 @@ class Evaluation(TrainingFigures, Origin):
         return [f"{prefixes[name]}{line}" for name, lines in self.warnings.items() for line in lines]
 
 
-def direction_rows(sets: Mapping[str, ScoredSet]) -> list[list[str]]:
-    """Return a header and a row for each set with its direction: first score of each metric, output in the language."""
-    sets = {name: one for name, one in sets.items() if one.direction}
-    if not sets:
-        return []
-    names = [one.name for one in next(iter(sets.values())).scores if one.name in ("BLEU", "chrF2")]
-    rows, columns = [["set", "direction", *names, "in the language", ""]], list[list[float]]()
-    for name, one in sets.items():
-        score_of = {score.name: score.score for score in one.scores}
-        share = "–" if one.in_language is None else f"{one.in_language:.1%}"
-        columns.append([score_of[metric] for metric in names if metric in score_of])
-        scores = [f"{score:.2f}" for score in columns[-1]]
-        rows.append([name, one.direction, *scores, share, "zero-shot" if one.is_zero_shot else ""])
-    if len(sets) > 1 and all(len(column) == len(names) for column in columns):
-        rows.append(["mean", "", *(f"{fmean(column):.2f}" for column in zip(*columns, strict=True)), "", ""])
-    return rows
+def direction_rows(validated: Mapping[str, ScoredSet], tests: Mapping[str, ScoredSet]) -> list[list[str]]:
+    """Return a table of validation and test sets with their directions: scores, means, lines in the target language.
+
+    It is empty if there is one direction. Zero-shot sets do not count for the means.
+    """
+    rows = [["set", "direction", "BLEU", "chrF2", "in the language", ""]]
+    for sets in (validated, tests):
+        scored = {name: one for name, one in sets.items() if one.direction}
+        scores = {name: [one.score_of(metric) for metric in ("BLEU", "chrF2")] for name, one in scored.items()}
+        for name, one in scored.items():
+            share = "–" if one.in_language is None else f"{one.in_language:.1%}"
+            note = "zero-shot" if one.is_zero_shot else ""
+            rows.append([name, one.direction, *map(_rounded, scores[name]), share, note])
+        trained = [scores[name] for name, one in scored.items() if not one.is_zero_shot]
+        if len(trained) > 1:
+            means = (None if None in column else fmean(column) for column in zip(*trained, strict=True))
+            rows.append(["mean", "", *map(_rounded, means), "", ""])
+    return rows if len(rows) > 1 else []
+
+
+def _rounded(score: float | None) -> str:
+    return "–" if score is None else f"{score:.2f}"
 
 
 # --------------------------------------------------------------------------------------------------- a comparison

@@ -13,7 +13,6 @@ from mt.report.facts import (
     PairedScore,
     ScoredSet,
     SystemComparison,
-    direction_rows,
     short_name,
 )
 
@@ -32,14 +31,18 @@ def scores_text(sets: Mapping[str, ScoredSet]) -> str:
             head, bracket, remark = one.name.partition(" (")
             score, *interval = str(one).partition(" ")
             lines.append(f"  {head:<{width}}{score:>7}{''.join(interval)}   {one.signature}{bracket}{remark}")
-    if rows := direction_rows(sets):
-        lines += ["by direction", *(line.rstrip() for line in _aligned(rows))]
     return "\n".join(lines)
 
 
+def direction_lines(facts: Evaluation) -> list[str]:
+    """Return the table of the scores in each direction; no lines if there is only one direction."""
+    rows = facts.by_direction
+    return ["by direction", *map(str.rstrip, _aligned(rows))] if rows else []
+
+
 def evaluation_text(facts: Evaluation) -> str:
-    """Return the scores, and the comparison with a baseline if there is one."""
-    lines = [scores_text(facts.test_sets)]
+    """Return the scores, by direction if there are several, and the comparison with a baseline if there is one."""
+    lines = [scores_text(facts.test_sets), *direction_lines(facts)]
     if test := facts.comparison:
         for name, paired in test.test_sets.items():
             kind = f"paired test, {test.n_samples:,} {SAMPLE_NAMES[test.test]}"
