@@ -130,8 +130,8 @@ def evaluate(
         confidence: add intervals that hold 95% of bootstrap samples.
         significance: the test of the difference from the baseline.
         n_samples: of intervals and tests; 1,000 of the bootstrap and 10,000 of the randomisation by default.
-        src_lang, tgt_lang: the languages to translate, by a model with several; of its own test sets, only those in
-            these languages are scored. Of given translations, `tgt_lang` is the language, by whose rules BLEU and
+        src_lang, tgt_lang: the languages to translate, by a model with several; only its test sets in these
+            languages are scored. Of given translations, `tgt_lang` is the language, by whose rules BLEU and
             bleu-2017 tokenise; None: not known.
         tokenize: the tokenizer of BLEU, by sacreBLEU's name: 13a, intl, zh, ja-mecab, ko-mecab, char, flores101,
             flores200 or none. By default that of the model's run; for given translations that of `tgt_lang`,

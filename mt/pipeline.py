@@ -98,7 +98,7 @@ def _with_bleu_tokenizer(config: RunConfig, run: RunFolder) -> RunConfig:
     if setting == "auto" and run.has_work:
         setting = run.read_config().eval.bleu_tokenize
     tokenizers = chosen_tokenizers(setting, [direction.tgt for direction in config.all_directions])
-    if ", " in tokenizers:  # one for each target language, which auto goes on to mean
+    if ", " in tokenizers:  # one for each target language: auto stays
         return config
     return replace(config, eval=replace(config.eval, bleu_tokenize=cast("BleuTokenizer", tokenizers)))
 

@@ -39,7 +39,7 @@ def tables() -> Iterator[str]:
         "",
         "## Corpora",
         "",
-        "Entries of `data.train` and `data.test`, and `data.valid`. The keys tell the kind.",
+        "Entries of `data.train` and `data.test`, and `data.valid` or its entries. The keys tell the kind.",
     )
     for tag, kind in corpora.sections.items():
         yield from table(f"### A corpus with {' and '.join(f'`{key}`' for key in tag.split(', '))}", corpora, kind)

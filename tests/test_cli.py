@@ -331,7 +331,13 @@ def test_impossible_options_of_verify_resume_bench_and_dry_run_are_refused(
 def test_config_list_names_and_describes_the_shipped_configs(run: Run):
     status, stdout, _ = run("config", "list")
     assert status == 0
-    assert [line.split()[0] for line in stdout.splitlines()] == ["base.yaml", "big.yaml", "demo.yaml", "multi30k.yaml"]
+    assert [line.split()[0] for line in stdout.splitlines()] == [
+        "base.yaml",
+        "big.yaml",
+        "demo.yaml",
+        "multi30k.yaml",
+        "multilingual.yaml",
+    ]
     assert all(len(line.split()) > 3 for line in stdout.splitlines())
 
 
@@ -1450,10 +1456,6 @@ def test_models_and_translations_are_compared_on_any_text(run: Run, saved: Calla
         (
             '--model m --data {"file":"a.tsv","tgt_colum":2}',
             "--data.tgt_colum: unknown key, did you mean tgt_column?",
-        ),
-        (
-            "--model m --tgt-lang de",
-            "--tgt-lang is for files of translations and cannot be combined with --model. Remove one of them.",
         ),
         (
             "--hyp three --ref two",

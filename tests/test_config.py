@@ -150,7 +150,7 @@ REPLACED = {
     "this key",
     ("tgt: train.de}", "tgt: train.de, wieght: 2}"): "x.yaml: data.train.0.wieght: unknown key, did you mean weight?",
     ("{src: valid.en, tgt: valid.de}", "valid.en"): "x.yaml: data.valid: expected a corpus such as "
-    "{src: FILE, tgt: FILE}, got 'valid.en'",
+    "{src: FILE, tgt: FILE} or a list, got 'valid.en'",
     (
         "    - {src: train.en, tgt: train.de}",
         "    src: train.en",

@@ -90,8 +90,9 @@ def test_the_schema_has_sections_limits_choices_defaults_texts_and_kinds_of_corp
     }
     assert schema["$defs"]["TrainConfig"]["properties"]["best_by"]["enum"] == ["bleu", "chrf", "loss"]
     assert "drawn again" in schema["$defs"]["TextFiles"]["properties"]["weight"]["description"]
-    kinds = schema["$defs"]["DataConfig"]["properties"]["valid"]["oneOf"]
+    *kinds, several = schema["$defs"]["DataConfig"]["properties"]["valid"]["oneOf"]
     assert [kind["$ref"].rpartition("/")[2] for kind in kinds] == ["TextFiles", "Table", "HubDataset", "SacrebleuSet"]
+    assert (several["type"], several["minItems"]) == ("array", 1)
 
 
 # --- mt config explain ------------------------------------------------------------------------------------------------
@@ -119,6 +120,9 @@ def test_each_key_of_the_kinds_of_corpora_is_explained_once() -> None:
     own = [
         "src",
         "tgt",
+        "src_lang",
+        "tgt_lang",
+        "both_directions",
         "weight",
         "tag",
         "file",
@@ -212,7 +216,7 @@ def test_each_setting_in_a_comment_of_the_starter_can_be_used(starter: Path) -> 
     assert len(settings) == 9
     assert default not in loaded
     tags = {corpus.tag for config in loaded for corpus in config.data.train}
-    kinds = {type(corpus).__name__ for config in loaded for corpus in config.data.corpora.values()}
+    kinds = {type(corpus).__name__ for config in loaded for corpus, *_ in config.entries.values()}
     assert (tags, kinds) == ({None, "<bt>"}, {"TextFiles", "Table", "HubDataset", "SacrebleuSet"})
     assert any(config.train.init_from for config in loaded)
     assert any(config.decode != DecodeConfig() for config in loaded)

@@ -290,7 +290,7 @@ def test_the_languages_are_part_of_the_identity_of_a_corpus_and_the_temperature_
 RUSSIAN = ["Собака бежит по зелёной траве в парке", "Двое мужчин сидят на скамейке у реки"]
 
 
-def test_each_corpus_is_cleaned_by_the_rules_of_its_own_languages(tmp_path: Path):
+def test_each_corpus_is_cleaned_by_the_rules_of_its_languages(tmp_path: Path):
     config = several(tmp_path)
     src, _ = toy_text(60, 8)
     russian = [f"{RUSSIAN[i % 2]} {i}" for i in range(60)]
@@ -470,7 +470,7 @@ def test_a_model_of_one_direction_refuses_other_languages(toy_model: Path, run: 
     assert run("translate", "--model", toy_model, "--to", "German", stdin=b"bar\n")[0] == 0
 
 
-def test_a_stopped_run_in_several_directions_goes_on(tmp_path: Path):
+def test_a_stopped_run_in_several_directions_continues(tmp_path: Path):
     config = several(tmp_path / "text", max_steps=2, validate_every=2)
     train_run(config, tmp_path / "run")
     train_run(replace(config, train=replace(config.train, max_steps=4)), tmp_path / "run")

@@ -62,7 +62,8 @@ class Setting:
     def sections(self) -> dict[str, Any]:
         """The kinds of its corpora by their tags, or its section by ""."""
         inner = unwrapped(_entry(self.hint))
-        return kinds_of(inner) or ({"": inner} if is_section(inner) else {})
+        kinds = {tag: kind for tag, kind in kinds_of(inner).items() if is_section(kind)}
+        return kinds or ({"": inner} if is_section(inner) else {})
 
     def inside(self, section: Any) -> Iterator[Setting]:
         """Yield the settings of one of its sections."""
@@ -93,6 +94,8 @@ def find_setting(key: str) -> Setting:
         is_entry = name.isdecimal() if is_list(found.hint) else _entry(found.hint) is not found.hint
         if name in inside:
             found = inside[name]
+        elif name.isdecimal() and (several := inner_of(found.hint, name)) is not None:
+            found = replace(found, key=here, hint=several)
         elif is_entry:
             found = replace(found, key=here, hint=_entry(found.hint))
         else:

@@ -226,7 +226,7 @@ class Encoding(Stage):
 
 
 class Marks(NamedTuple):
-    """What the source sentences of a corpus begin with."""
+    """The beginning of the source sentences of a corpus."""
 
     pieces: tuple[str, ...] = ()  # of languages
     tag: str | None = None
