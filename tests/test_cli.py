@@ -1174,7 +1174,7 @@ def test_explain_writes_the_page(run: Run, monkeypatch: pytest.MonkeyPatch):
     replaced(monkeypatch, "mt.explain.attention.explained_page", explained_page)
     given = ("explain", "--model", "m", "--output", "page.html")
     assert run(*given, "--src", "ä", "--tgt", "b", "--device", "cpu", "--precision", "fp32") == (0, "", "")
-    assert Path("page.html").read_text(encoding="utf-8") == "<p>('m', 'ä', 'b', 'cpu', 'fp32')</p>\n"
+    assert Path("page.html").read_text(encoding="utf-8") == "<p>('m', 'ä', 'b', 'cpu', 'fp32', None, None)</p>\n"
     assert run(*given, "--src", "ä") == (2, "", exists("page.html"))
     assert run(*given, "--src", "ä", "--overwrite") == (0, "", "")
     assert Path("page.html").read_text(encoding="utf-8") == "<p>('m', 'ä', None, 'auto', 'auto')</p>\n"

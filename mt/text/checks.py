@@ -518,6 +518,10 @@ def check_text(config: RunConfig, train: Sequence[Sample], held_out: Sequence[Sa
         held_out: validation and test sets.
     """
     langs = dict.fromkeys(chain.from_iterable(entry.direction for entry in config.entries.values()))
+    # The other direction of a corpus has the same text.
+    train, held_out = (
+        [sample for sample in samples if not config.entries[sample.key].is_reversed] for samples in (train, held_out)
+    )
     identifier, notes = language_identifier(langs)
     yield from [*notes, *check_codes(langs)]
     for sample in (*train, *held_out):

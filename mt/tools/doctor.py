@@ -95,9 +95,7 @@ def examine(config: RunConfig, run_dir: Path) -> Diagnosis:
     findings += _reading_errors(samples)
     _log.info("checking alignment, languages, form and repetition")
     train, held_out = ([sample for sample in samples if (sample.role == "train") == is_train] for is_train in (1, 0))
-    # The other direction of a corpus has the same text.
-    forward = [[one for one in role if not config.entries[one.key].is_reversed] for role in (train, held_out)]
-    findings += checks.check_text(config, *forward)
+    findings += checks.check_text(config, train, held_out)
     forecast = None
     if all(sample.pairs for sample in train) and len(train) == len(config.training):
         _log.info("testing cleaning, the tokenizer and encoding")
