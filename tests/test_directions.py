@@ -285,6 +285,8 @@ def test_the_languages_are_part_of_the_identity_of_a_corpus_and_the_temperature_
     assert prepare(hot).folder == folder
     marked = replace(config, data=replace(config.data, source_language_piece=True, test={}))
     assert prepare(marked).folder != prepare(replace(config, data=replace(config.data, test={}))).folder
+    one = toy_config(tmp_path)
+    assert prepare(replace(one, data=replace(one.data, source_language_piece=True))).folder != prepare(one).folder
 
 
 RUSSIAN = ["Собака бежит по зелёной траве в парке", "Двое мужчин сидят на скамейке у реки"]

@@ -104,7 +104,8 @@ def corpus_inputs(config: RunConfig, given: Sequence[Path] = ()) -> dict[str, An
     """
     data, entries = config.data, dict[str, list[Any]]()
     for key, reader in readers_of(config).items():
-        languages = [] if len(config.directions) == 1 else [*reader.langs, config.pieces_of(Direction(*reader.langs))]
+        has_one = len(config.all_directions) == 1 and not config.language_pieces
+        languages = [] if has_one else [*reader.langs, config.pieces_of(Direction(*reader.langs))]
         entries[key] = [reader.fingerprint(), reader.corpus.tag, *languages]
     valid = [entries[f"data.{name}"] for name in config.valid_sets]
     inputs = {

@@ -72,7 +72,7 @@ def validate(
         results[name] = _on_one_set(
             translator.in_direction(direction), corpus.valid_sets[name], ids, direction.tgt, config.eval.bleu_tokenize
         )
-    return results["valid"] if len(results) == 1 else _mean(results)
+    return _mean(results) if len(results) > 1 else next(iter(results.values()))
 
 
 def _mean(results: Mapping[str, ValidationResult]) -> ValidationResult:
