@@ -66,6 +66,7 @@ NOT_RUN = {
 TEXT = re.compile(r"[\w./-]+\.(en|de|zh|txt|tsv)(\.gz)?|[\w./-]+\.gz|newstest2017\.[ab]|ref")
 RUN = re.compile(r"runs/[\w.-]+")
 CONFIG = re.compile(r"[\w./-]+\.yaml")
+SEVERAL = "toy-europe"
 OUTPUT_OPTIONS = {"--output", "--alignments", ">", "init"}
 TOY = """
 src_lang: en
@@ -100,14 +101,18 @@ def blocks_of(text: str) -> list[Block]:
 
 @pytest.fixture(scope="session")
 def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with toy text in `toy`, and a run that has been trained on it, `toy-run`."""
+    """A folder with toy text in `toy`, and two runs that have been trained on it, one of them in several directions."""
     folder = tmp_path_factory.mktemp("snippets")
     for name, n, seed in (("train", 400, 1), ("valid", 20, 2), ("test", 20, 3)):
         for language, lines in zip(("en", "de"), toy_text(n, seed), strict=True):
             write_lines(folder / f"toy/{name}.{language}", lines)
     (folder / "toy.yaml").write_text(f"name: toy\n{TOY}", "utf-8")
-    done = run_mt("train", "--config", "toy.yaml", "--run-dir", "toy-run", before=partial(os.chdir, folder))
-    assert done.returncode == 0, done.stderr.decode()
+    entry = "{src: toy/train.en, tgt: toy/train.de"
+    several = f"{entry}, both_directions: true}}, {entry}, tgt_lang: fr}}"
+    for run, options in {"toy-run": [], SEVERAL: ["--set", f"data.train=[{several}]"]}.items():
+        arguments = ["train", "--config", "toy.yaml", "--run-dir", run, *options]
+        done = run_mt(*arguments, before=partial(os.chdir, folder))
+        assert done.returncode == 0, done.stderr.decode()
     return folder
 
 
@@ -136,7 +141,7 @@ def provide(folder: Path, blocks: list[Block]) -> None:
     for name in {*words} - outputs:
         path = folder / name
         if RUN.fullmatch(name):
-            shutil.copytree(folder / "toy-run", path)
+            shutil.copytree(folder / (SEVERAL if name == "runs/europe" else "toy-run"), path)
         elif CONFIG.fullmatch(name) and not (ROOT / "configs" / name).exists():
             path.write_text(f"name: {path.stem}\n{TOY}", "utf-8")
         elif TEXT.fullmatch(name):
