@@ -95,6 +95,8 @@ CHANGEABLE = "may change"
 Changeable = Annotated[T, CHANGEABLE]
 # Tokenizers of BLEU, by sacreBLEU's names.
 BleuTokenizer = Literal["13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "flores101", "flores200", "none"]
+# Settings of the learning rate, by name in `train`. A started run changes them with train.restart_schedule.
+SCHEDULE = ("schedule", "peak_lr", "warmup_steps", "decay_share", "final_lr_share")
 # An empty section, list or mapping may be written as null.
 Section = Annotated[T, BeforeValidator(lambda value: {} if value is None else value)]
 _AS_LIST = BeforeValidator(lambda value: [] if value is None else value)
@@ -447,6 +449,12 @@ class TokenizerConfig:
             raise Contradiction("tgt_model", problem, "give model and tgt_model, or neither")
 
     @property
+    def kept(self) -> dict[str, object]:
+        """The settings that a model keeps, by key; the others have no effect once a tokenizer exists."""
+        names = ("joint", "kind", "vocab_size", "tgt_vocab_size", "split_digits", "character_coverage")
+        return {f"tokenizer.{name}": getattr(self, name) for name in names}
+
+    @property
     def vocab_sizes(self) -> VocabSizes:
         """The number of pieces of the vocabularies that these settings describe."""
         return self.vocab_size if self.joint else (self.vocab_size, self.tgt_vocab_size or self.vocab_size)
@@ -540,6 +548,9 @@ class TrainConfig:
     decay_share: Fraction = 0.2  # Last fraction of max_steps, in which warmup_stable_decay lowers the learning rate.
     # Last learning rate of cosine, linear and warmup_stable_decay, as a fraction of peak_lr.
     final_lr_share: Fraction = 0.0
+    # true: schedule, peak_lr, warmup_steps, decay_share and final_lr_share may change when a run continues. If one has
+    # changed, the schedule starts again after the last checkpoint, with its warm-up, and ends at max_steps.
+    restart_schedule: Changeable[Flag] = False
     # adam (Kingma and Ba 2015); adamw: Adam with weight_decay (Loshchilov and Hutter 2019).
     optimizer: Literal["adam", "adamw"] = "adam"
     weight_decay: Probability = 0.0  # Weight decay of adamw, for matrices and embeddings, not for biases and norms.
@@ -589,6 +600,11 @@ class TrainConfig:
     # Updates in a row with NaN or infinite gradients, after which training rolls back to an earlier checkpoint.
     skips_before_rollback: Changeable[Positive] = 5
     log_every: Changeable[Positive] = 50  # Updates between lines of the log.
+
+    @property
+    def schedule_settings(self) -> dict[str, Any]:
+        """The settings of the learning rate, by name; the schedule also depends on max_steps."""
+        return {name: getattr(self, name) for name in SCHEDULE}
 
     def __post_init__(self) -> None:
         if self.weight_decay and self.optimizer != "adamw":
@@ -696,10 +712,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.src_lang == self.tgt_lang:
             raise Contradiction("tgt_lang", f"is the same as src_lang: {self.src_lang}")
-        if self.tokenizer.model is not None and self.train.init_from is not None:
-            problem = "cannot be combined with train.init_from, which has its own tokenizer"
-            raise Contradiction("tokenizer.model", problem, "remove one of the two")
-        if not self.tokenizer.joint and self.model.tied_embeddings == "all":
+        # With init_from, the comparison with that model names all that contradicts it.
+        if self.train.init_from is None and not self.tokenizer.joint and self.model.tied_embeddings == "all":
             problem = "is all, but the vocabularies are separate (tokenizer.joint is false): they cannot share a matrix"
             others = ["tokenizer.joint"]
             raise Contradiction("model.tied_embeddings", problem, "set it to decoder or none", others=others)

@@ -125,6 +125,11 @@ class Tokenizer:
     def decode_batch(self, batch: Iterable[Iterable[int]]) -> list[str]:
         return [self.decode(ids) for ids in batch]
 
+    def has_symbol(self, symbol: str) -> bool:
+        """Return whether the text of a symbol is one piece, which is never split."""
+        ids = self.encode(symbol)
+        return len(ids) == 1 and self.decode(ids).strip() == symbol
+
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """Return the pieces as they are in the vocabulary, special pieces included."""
         return [self._processor.id_to_piece(int(id_)) for id_ in ids]
