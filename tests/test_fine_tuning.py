@@ -127,7 +127,7 @@ def test_settings_that_would_be_invalid_with_those_of_the_model_are_contradictio
     assert f" needs {expected}" in str(caught.value)
 
 
-def test_of_a_model_whose_tokenizer_was_given_only_the_number_of_pieces_matters(
+def test_if_the_tokenizer_of_the_model_was_given_only_its_number_of_pieces_matters(
     folder: Path, tree: TREE, tmp_path: Path
 ) -> None:
     general, given = ModelFolder.open(folder / "general" / "model"), tmp_path / "given"
