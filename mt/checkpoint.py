@@ -41,6 +41,7 @@ PieceCounts: TypeAlias = Count | Annotated[list[Count], Field(min_length=2, max_
 # Types of the entries of a manifest that describe the origin of a model, as far as it is known.
 ORIGIN: dict[str, Any] = {
     "step": Count,
+    "schedule_start": Count,
     "n_tgt_tokens": Count,
     "train_seconds": Annotated[float, Field(ge=0, allow_inf_nan=False)],
     "averaged_steps": Annotated[list[Count], Field(min_length=1)],

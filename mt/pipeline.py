@@ -15,8 +15,8 @@ from statistics import fmean
 from typing import Any, cast
 
 from mt.checkpoint import ModelFolder, average_weights, save_model_folder
-from mt.config.loading import as_yaml, config_differences, dump_config, is_changeable
-from mt.config.settings import BleuTokenizer, RunConfig
+from mt.config.loading import CONFIG, as_yaml, config_differences, dump_config, is_changeable, load_config
+from mt.config.settings import SCHEDULE, BleuTokenizer, RunConfig
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.evaluation.findings import EvalOptions, evaluate
 from mt.evaluation.report_files import HTML_NAME, read_evaluation, write_report
@@ -42,6 +42,7 @@ from mt.units import format_count, format_duration, listed
 
 _log = logging.getLogger(__name__)
 
+_SCHEDULE_KEYS = tuple(f"train.{name}" for name in SCHEDULE)
 _PATH_OF_TEXT = re.compile(r"data\.(train\.\d+|valid(\.\d+)?|test\..+)\.(src|tgt|file|dataset)(\.\d+)?")
 
 AVERAGE_TOLERANCE = 1.0  # BLEU or chrF2 on the validation set by which an average may be worse than the best checkpoint
@@ -117,10 +118,8 @@ def prepare(config: RunConfig) -> PreparedCorpus:
 
 def initial_tokenizers(config: RunConfig) -> tuple[Path, ...]:
     """Return the tokenizer files of the model that training starts from (`train.init_from`); none without it."""
-    if (folder := initial_model(config)) is None:
-        return ()
-    folder.load_tokenizers()  # raises an error if they do not belong to the model
-    return folder.tokenizer_paths
+    folder = initial_model(config)
+    return () if folder is None else folder.tokenizer_paths
 
 
 def average_run(run_dir: Path, last: int) -> Path:
@@ -255,12 +254,19 @@ def _changed_settings(config: RunConfig, run: RunFolder, *, but_paths: bool = Fa
         fix = "restore it (each checkpoint has a copy), or start over with another --run-dir"
         raise CheckpointError(run.config, "is missing, so the settings of this run are not known", fix)
     before = config_of_corpus(run.read_config(), run)
+    if run.checkpoints():  # the schedule of the updates so far, which a start that made none did not change
+        with suppress(ConfigError):
+            trained = load_config(str(run.checkpoints()[-1] / CONFIG), is_stored=True).train
+            before = replace(before, train=replace(before.train, **trained.schedule_settings))
     known, tests = before.data.test, config.data.test
     differences = config_differences(_with_tests(before, tests), _with_tests(config, known))
     return [f"the test set {name} was removed" for name in known if name not in tests] + [
         f"{key} was {as_yaml(value)} and is now {as_yaml(now)}"
         for key, (value, now) in differences.items()
         if (not is_changeable(key) or key.startswith("data.test."))
+        and not (config.train.restart_schedule and key in _SCHEDULE_KEYS)
+        # With train.init_from they had no effect, and an earlier version did not take them from that model.
+        and not (config.train.init_from and key in config.tokenizer.kept.keys() - {"tokenizer.joint"})
         and not (but_paths and _PATH_OF_TEXT.fullmatch(key))
         # auto means the tokenizer that the run has; before, it is of a run that an earlier version started.
         and not (key == "eval.bleu_tokenize" and "auto" in (value, now))
@@ -271,6 +277,8 @@ def _check_changes(config: RunConfig, run: RunFolder, *, but_paths: bool = False
     if _changed_settings(config, run, but_paths=but_paths):
         changed = _changed_settings(config, run)
         fix = f"change {'it' if len(changed) == 1 else 'them'} back, or start a new run with another --run-dir"
+        if schedule := [key for key in _SCHEDULE_KEYS if any(text.startswith(f"{key} was ") for text in changed)]:
+            fix += f". To restart the schedule with another {listed(schedule)}, set train.restart_schedule to true"
         raise ConfigError(run.path, f"this run was started with other settings ({'; '.join(changed)})", fix)
 
 

@@ -6,7 +6,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -15,11 +15,13 @@ from pydantic import Field, ValidationError
 
 from mt.checkpoint import MANIFEST, WEIGHTS, ModelFolder
 from mt.config.loading import CONFIG, as_yaml, load_config
-from mt.config.settings import RunConfig, TrainConfig
+from mt.config.settings import RunConfig, TrainConfig, of_both_sides
 from mt.errors import CheckpointError, ConfigError, MTError
 from mt.report.facts import Facts
 from mt.system.files import read_json, remove_folder, remove_leftovers, write_json
 from mt.system.locks import locked
+from mt.text.tokenizer import vocabularies
+from mt.units import listed
 
 MADE_AT = "made_at_step"  # manifest key of a run's model: the last update before it was made
 ADDED_TESTS = "added_tests"  # key of run.json: test sets that were added after the corpus was prepared → facts
@@ -130,6 +132,8 @@ class RunFolder:
     def held(self) -> Iterator[None]:
         """Create the folder and lock it against a second training inside the block.
 
+        If the folder is new, and still empty at the end because training could not start, it is removed.
+
         Raises:
             MTError: the folder cannot be written, or another process trains in it.
         """
@@ -140,14 +144,32 @@ class RunFolder:
 
         with ExitStack() as stack:
             try:
-                self.path.mkdir(parents=True, exist_ok=True)
+                if not self.path.exists():
+                    self.path.mkdir(parents=True, exist_ok=True)
+                    stack.callback(self._remove_if_empty)
                 stack.enter_context(locked(self.lock, refuse))
             except OSError as error:
                 problem = f"the run folder cannot be written ({error.strerror})"
                 raise MTError(self.path, problem, "use another --run-dir") from error
             yield
 
+    def _remove_if_empty(self) -> None:
+        with suppress(OSError):
+            self.path.rmdir()
+
     # --- checkpoints
+
+    @property
+    def n_updates(self) -> int:
+        """The number of updates that are done, as of the last checkpoint."""
+        return max([0, *map(checkpoint_step, self.checkpoints())])
+
+    def limit_warning(self, max_steps: int) -> MTError | None:
+        """Return a warning if the run has more updates than `train.max_steps`, so that nothing is left to train."""
+        if (n := self.n_updates) <= max_steps:
+            return None
+        problem = f"training is already complete: {n:,} steps, more than train.max_steps ({max_steps:,})"
+        return MTError("", problem, "raise train.max_steps to train further")
 
     @property
     def has_work(self) -> bool:
@@ -232,6 +254,14 @@ def checkpoint_step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
+def schedule_start(checkpoint: ModelFolder, train: TrainConfig) -> int:
+    """Return the number of updates before the schedule of `train` began, or begins if the checkpoint's is another."""
+    if checkpoint.config.train.schedule_settings != train.schedule_settings:
+        return checkpoint_step(checkpoint.path)
+    start: int = checkpoint.manifest.get("schedule_start") or 0  # an earlier version did not write it
+    return start
+
+
 def quarantine_checkpoint(folder: Path) -> Path:
     """Rename a checkpoint that cannot be read, so that it is ignored; return its new path."""
     new_place = folder.with_name(f"{folder.name}.damaged")
@@ -273,16 +303,55 @@ def initial_model(config: RunConfig) -> ModelFolder | None:
 
     Raises:
         CheckpointError: see `open_model`.
-        ConfigError: its weights have another shape than `model` says, or `tokenizer.joint` differs.
+        ConfigError: the config contradicts it; the message has every setting that does.
     """
     if config.train.init_from is None:
         return None
     folder = open_model(config.train.init_from)
-    theirs, ours = ({**one.model.shape, "tokenizer.joint": one.tokenizer.joint} for one in (folder.config, config))
-    if differing := [key for key in ours if ours[key] != theirs[key]]:
-        wanted = ", ".join(f"{key}: {as_yaml(theirs[key])} (here {as_yaml(ours[key])})" for key in differing)
-        fix = (
-            f"remove {'it' if len(differing) == 1 else 'them'} from the config: what it lacks is taken from that model"
-        )
-        raise ConfigError("train.init_from", f"the model in {folder.path} needs {wanted}", fix)
+    _check_against(folder, config)
     return folder
+
+
+def _check_against(folder: ModelFolder, config: RunConfig) -> None:
+    """Raise a ConfigError with every setting that cannot be as in the config if training starts from this model."""
+    initial, tokenizers, tokenizer = folder.config, folder.load_tokenizers(), config.tokenizer
+    theirs, ours = ({**one.model.shape, **one.tokenizer.kept} for one in (initial, config))
+    if initial.tokenizer.model is not None:  # its tokenizer was given: these settings did not make it
+        theirs |= {key: ours[key] for key in initial.tokenizer.kept if key != "tokenizer.joint"}
+    sizes = map(of_both_sides, (folder.vocab_size, initial.tokenizer.vocab_sizes, tokenizer.vocab_sizes))
+    for key, n_pieces, their_size, size in zip(
+        ("tokenizer.vocab_size", "tokenizer.tgt_vocab_size"), *sizes, strict=True
+    ):
+        # If its tokenizer was given, that model's setting may differ from the size: both are accepted.
+        theirs[key], ours[key] = size if size == their_size else n_pieces, size
+    if tokenizer.joint:
+        del ours["tokenizer.tgt_vocab_size"]
+    unknown = [
+        symbol
+        for vocabulary in vocabularies(config)
+        for symbol in vocabulary.symbols
+        if not tokenizers[vocabulary.sides[0]].has_symbol(symbol)
+    ]
+    theirs["tokenizer.user_symbols"] = [symbol for symbol in tokenizer.user_symbols if symbol not in unknown]
+    ours |= {"tokenizer.user_symbols": list(tokenizer.user_symbols)}
+    ours |= {"tokenizer.model": tokenizer.model, "tokenizer.tgt_model": tokenizer.tgt_model}
+    ours |= {f"{key}.tag": entry.corpus.tag for key, entry in config.entries.items() if entry.corpus.tag in unknown}
+    if initial.language_pieces:
+        for of_pieces, one in ((theirs, initial), (ours, config)):
+            of_pieces |= {f"data.{name}": value for name, value in one.kept_pieces.items()}
+    unknown += [piece for piece in config.language_pieces if not tokenizers.src.has_control(piece)]
+    wanted = [
+        f"{key}: {as_yaml(theirs.get(key))} (here {as_yaml(value)})"
+        for key, value in ours.items()
+        if value != theirs.get(key)
+    ]
+    if wanted or unknown:
+        parts = [f"the model in {folder.path} needs {', '.join(wanted)}"] if wanted else []
+        if unknown:
+            whose = "its tokenizer" if wanted else f"the tokenizer of the model in {folder.path}"
+            parts.append(f"{whose} does not have {listed(list(dict.fromkeys(unknown)))}")
+        fix = "train from scratch"
+        if wanted:
+            them = "it" if len(wanted) == 1 else "them"
+            fix = f"remove {them} from the config: what it lacks is taken from that model"
+        raise ConfigError("train.init_from", "; ".join(parts), fix)

@@ -479,3 +479,32 @@ def test_a_stopped_run_in_several_directions_continues(tmp_path: Path):
     report = read_evaluation(tmp_path / "run")
     assert report is not None
     assert report.steps == 4
+
+
+def test_a_model_of_several_languages_is_fine_tuned_in_one_direction_with_its_pieces(
+    finished: tuple[RunConfig, Path], tmp_path: Path
+):
+    _, path = finished
+    plain = _plain(toy_config(tmp_path / "text", max_steps=2, validate_every=2))
+    plain = {key: plain[key] for key in ("name", "src_lang", "tgt_lang", "data", "train")}
+    del plain["data"]["target_language_piece"], plain["data"]["source_language_piece"]
+    plain["train"]["init_from"] = str(path)
+    config = load_config(plain)
+    assert (config.language_pieces, config.tokenizer.vocab_size) == (("<2de>",), 400)
+    train_run(config, tmp_path / "run")
+    tuned = Translator.load(tmp_path / "run", "cpu", "fp32")
+    assert tuned.between().first_ids == tuple(tuned.tokenizers.src.ids_of(["<2de>"]))
+    with pytest.raises(ConfigError, match=r"needs data\.target_language_piece: true \(here false\)\. Remove it"):
+        prepare(load_config(plain, {"data.target_language_piece": False}))
+
+
+def test_a_model_without_the_piece_of_a_language_cannot_be_trained_for_it(
+    finished: tuple[RunConfig, Path], tmp_path: Path
+):
+    config, path = finished
+    plain = _plain(config)
+    plain["train"]["init_from"] = str(path)
+    plain["data"]["train"][1]["tgt_lang"] = plain["data"]["valid"][1]["tgt_lang"] = "cs"
+    plain["data"]["test"] = {}
+    with pytest.raises(ConfigError, match=r"does not have <2cs>\. Train from scratch"):
+        prepare(load_config(plain))

@@ -795,7 +795,10 @@ def test_starting_a_finished_training_logs_that_it_is_finished(
     train(config, corpus, tmp_path / "run")
     capsys.readouterr()
     train(with_train(config, max_steps=5), corpus, tmp_path / "run")
-    assert capsys.readouterr().err == "training is already complete: 6 steps, more than train.max_steps (5)\n"
+    assert capsys.readouterr().err == (
+        "warning: training is already complete: 6 steps, more than train.max_steps (5). Raise train.max_steps to train "
+        "further.\n"
+    )
 
 
 def test_a_stopped_training_that_has_passed_max_steps_says_so(

@@ -48,7 +48,7 @@ def load_config(
     """Return a config with the overrides applied in order.
 
     Paths in a file are relative to the current folder. One that does not exist there but in the file's folder gets that
-    folder in front. With `train.init_from`, settings of the model's shape (and tokenizer.joint) that are not given are
+    folder in front. With `train.init_from`, settings of the model's shape and of its tokenizer that are not given are
     those of the model in that folder, or, if it is gone, of the run.
 
     Args:
@@ -76,14 +76,14 @@ def load_config(
             _place(tree, RunConfig, key.split("."), value, key="")
         except ConfigError as error:
             raise error.within(place) from None
+    started = Path(run_dir or Path("runs", str(tree.get("name"))), CONFIG)
     try:
-        run = TypeAdapter(RunConfig).validate_python(tree, context=None if is_stored else {FOLDER: folder})
+        run = _validated(tree, started, None if is_stored else {FOLDER: folder})
     except ValidationError as error:
         found = config_error(error, RunConfig, is_yaml=is_file)
         raise _blamed(found, where, [(place, key) for place, key, _ in changes]) from None
     if not is_stored:
-        started = Path(run_dir or Path("runs", run.name), CONFIG)
-        run = _with_known_paths(_with_initial_shape(run, tree, started), folder, started)
+        run = _with_known_paths(run, folder, started)
     object.__setattr__(run, "folder", folder)
     return run
 
@@ -103,22 +103,37 @@ def load_corpus(corpus: AnyCorpus | str, where: str = "data") -> Corpus:
     return found
 
 
-def _with_initial_shape(config: RunConfig, given: Mapping[str, Any], started: Path) -> RunConfig:
-    """Take what is not given of the model's shape from the config in `train.init_from`, or else from that of the run.
+def _validated(tree: dict[Any, Any], started: Path, context: dict[str, str] | None) -> RunConfig:
+    """Return the config of a tree; without a context, it is that of a run or of a model, which has all settings."""
+    validate = TypeAdapter(RunConfig).validate_python
+    if context is not None:
+        with contextlib.suppress(ValidationError):
+            return validate(_with_initial_settings(tree, started, context), context=context)
+    # Settings that contradict the model in `train.init_from` are refused later, all in one error: see `initial_model`.
+    return validate(tree, context=context)
+
+
+def _with_initial_settings(tree: dict[Any, Any], started: Path, context: dict[str, str]) -> dict[Any, Any]:
+    """Take what a tree lacks of the settings that a model keeps from the config in `train.init_from`, or of the run.
 
     Args:
-        given: the config as the user wrote it.
         started: the config of the run.
     """
-    for path in () if config.train.init_from is None else (Path(config.train.init_from, CONFIG), started):
-        with contextlib.suppress(ConfigError):  # the check against the model itself names what is wrong
+    sections = {name: tree.get(name) or {} for name in ("model", "tokenizer", "train", "data")}
+    if not all(isinstance(section, dict) for section in sections.values()) or "init_from" not in sections["train"]:
+        return tree
+    start = TypeAdapter(settings.InputPath | None).validate_python(sections["train"]["init_from"], context=context)
+    for path in () if start is None else (Path(start, CONFIG), started):
+        with contextlib.suppress(ConfigError):  # the comparison with the model itself names what is wrong
             initial = load_config(str(path), is_stored=True)
-            names = {key.removeprefix("model.") for key in initial.model.shape} - (given.get("model") or {}).keys()
-            model = dataclasses.replace(config.model, **{name: getattr(initial.model, name) for name in names})
-            joint = config.tokenizer.joint if "joint" in (given.get("tokenizer") or {}) else initial.tokenizer.joint
-            tokenizer = dataclasses.replace(config.tokenizer, joint=joint)
-            return dataclasses.replace(config, model=model, tokenizer=tokenizer)
-    return config
+            for key in (*initial.model.shape, *initial.tokenizer.kept):
+                section, _, name = key.partition(".")
+                if not (name == "tgt_vocab_size" and sections["tokenizer"]["joint"]):
+                    sections[section] = {name: getattr(getattr(initial, section), name), **sections[section]}
+            if initial.language_pieces:
+                sections["data"] = {**initial.kept_pieces, **sections["data"]}
+            return {**tree, **sections}
+    return tree
 
 
 def _with_known_paths(config: RunConfig, folder: str, started: Path) -> RunConfig:

@@ -96,6 +96,8 @@ CHANGEABLE = "may change"
 Changeable = Annotated[T, CHANGEABLE]
 # Tokenizers of BLEU, by sacreBLEU's names.
 BleuTokenizer = Literal["13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "flores101", "flores200", "none"]
+# Settings of the learning rate, by name in `train`. A started run changes them with train.restart_schedule.
+SCHEDULE = ("schedule", "peak_lr", "warmup_steps", "decay_share", "final_lr_share")
 # An empty section, list or mapping may be written as null.
 Section = Annotated[T, BeforeValidator(lambda value: {} if value is None else value)]
 _AS_LIST = BeforeValidator(lambda value: [] if value is None else value)
@@ -442,8 +444,10 @@ class DataConfig:
     # With corpora in several directions: a direction with n pairs is drawn with a probability proportional to n^(1/T),
     # times the weights of its corpora (Arivazhagan et al. 2019). 1: as much as there is; 5: small ones often.
     mix_temperature: MixTemperature = 1.0
-    # Begin each source sentence with a piece of its language, such as <en>. With several target languages, the piece of
-    # the target, such as <2de>, comes first in any case (Johnson et al. 2017).
+    # Begin each source sentence with a piece of its target language, such as <2de> (Johnson et al. 2017). auto: if the
+    # training text has several target languages.
+    target_language_piece: Flag | Literal["auto"] = "auto"
+    # Begin each source sentence with a piece of the source language, such as <en>, after that of the target language.
     source_language_piece: Flag = False
     clean: Section[CleanConfig] = CleanConfig()
 
@@ -496,6 +500,12 @@ class TokenizerConfig:
         if not self.joint and (self.model is None) != (self.tgt_model is None):
             problem = "separate vocabularies need a model for each language, or none"
             raise Contradiction("tgt_model", problem, "give model and tgt_model, or neither")
+
+    @property
+    def kept(self) -> dict[str, object]:
+        """The settings that a model keeps, by key; the others have no effect once a tokenizer exists."""
+        names = ("joint", "kind", "vocab_size", "tgt_vocab_size", "split_digits", "character_coverage")
+        return {f"tokenizer.{name}": getattr(self, name) for name in names}
 
     @property
     def vocab_sizes(self) -> VocabSizes:
@@ -591,6 +601,9 @@ class TrainConfig:
     decay_share: Fraction = 0.2  # Last fraction of max_steps, in which warmup_stable_decay lowers the learning rate.
     # Last learning rate of cosine, linear and warmup_stable_decay, as a fraction of peak_lr.
     final_lr_share: Fraction = 0.0
+    # true: schedule, peak_lr, warmup_steps, decay_share and final_lr_share may change when a run continues. If one has
+    # changed, the schedule starts again after the last checkpoint, with its warm-up, and ends at max_steps.
+    restart_schedule: Changeable[Flag] = False
     # adam (Kingma and Ba 2015); adamw: Adam with weight_decay (Loshchilov and Hutter 2019).
     optimizer: Literal["adam", "adamw"] = "adam"
     weight_decay: Probability = 0.0  # Weight decay of adamw, for matrices and embeddings, not for biases and norms.
@@ -640,6 +653,11 @@ class TrainConfig:
     # Updates in a row with NaN or infinite gradients, after which training rolls back to an earlier checkpoint.
     skips_before_rollback: Changeable[Positive] = 5
     log_every: Changeable[Positive] = 50  # Updates between lines of the log.
+
+    @property
+    def schedule_settings(self) -> dict[str, Any]:
+        """The settings of the learning rate, by name; the schedule also depends on max_steps."""
+        return {name: getattr(self, name) for name in SCHEDULE}
 
     def __post_init__(self) -> None:
         if self.weight_decay and self.optimizer != "adamw":
@@ -749,10 +767,8 @@ class RunConfig:
         if self.src_lang == self.tgt_lang is not None:
             raise Contradiction("tgt_lang", f"is the same as src_lang: {self.src_lang}")
         self._check_languages()
-        if self.tokenizer.model is not None and self.train.init_from is not None:
-            problem = "cannot be combined with train.init_from, which has its own tokenizer"
-            raise Contradiction("tokenizer.model", problem, "remove one of the two")
-        if not self.tokenizer.joint and self.model.tied_embeddings == "all":
+        # With init_from, the comparison with that model names all that contradicts it.
+        if self.train.init_from is None and not self.tokenizer.joint and self.model.tied_embeddings == "all":
             problem = "is all, but the vocabularies are separate (tokenizer.joint is false): they cannot share a matrix"
             others = ["tokenizer.joint"]
             raise Contradiction("model.tied_embeddings", problem, "set it to decoder or none", others=others)
@@ -859,9 +875,22 @@ class RunConfig:
 
     @property
     def language_pieces(self) -> tuple[str, ...]:
-        """All pieces of languages: those of several target languages, then, if wanted, those of source languages."""
+        """All pieces of languages: those of target languages, then those of source languages, as far as wanted."""
         targets, sources = (dict.fromkeys(side) for side in zip(*(one.pieces for one in self.directions), strict=True))
-        return (*(targets if len(targets) > 1 else ()), *(sources if self.data.source_language_piece else ()))
+        return (*(targets if self.has_target_pieces else ()), *(sources if self.data.source_language_piece else ()))
+
+    @property
+    def kept_pieces(self) -> dict[str, bool]:
+        """The settings that say which pieces of languages a model reads, by name in `data`."""
+        return {
+            "target_language_piece": self.has_target_pieces,
+            "source_language_piece": self.data.source_language_piece,
+        }
+
+    @property
+    def has_target_pieces(self) -> bool:
+        setting = self.data.target_language_piece
+        return len({one.tgt for one in self.directions}) > 1 if setting == "auto" else setting
 
     def pieces_of(self, direction: Direction) -> tuple[str, ...]:
         """Return the pieces before each source sentence that is translated in this direction."""

@@ -509,14 +509,6 @@ class _Builder:
                 shutil.copyfile(trained, path)
                 facts["skipped_words"] += n_skipped_words(counts)
         tokenizers = Tokenizers.load(tokenizer_paths(self.folder))
-        for vocabulary in made_from:
-            tokenizer = tokenizers[vocabulary.sides[0]]
-            for symbol in vocabulary.symbols:
-                ids = tokenizer.encode(symbol)
-                if len(ids) != 1 or tokenizer.decode(ids).strip() != symbol:
-                    problem = "the tokenizer of train.init_from does not have this symbol"
-                    fix = "remove it from tokenizer.user_symbols and the tags of corpora, or train from scratch"
-                    raise ConfigError(symbol, problem, fix)
         return tokenizers, {**facts, "vocab_size": tokenizers.vocab_size, "symbols": list(self.config.symbols)}
 
     def _train_tokenizer(self, vocabulary: Vocabulary, words: Counter[str], n_lines: int, path: Path) -> None:

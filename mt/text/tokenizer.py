@@ -97,6 +97,10 @@ class Tokenizer:
         """The pieces that stand for no text: pad, unk, bos, eos, and the languages."""
         return frozenset({UNK_ID, *filter(self._processor.is_control, range(self.vocab_size))})
 
+    def has_control(self, piece: str) -> bool:
+        """Return whether a piece of a language is in the vocabulary."""
+        return self._processor.piece_to_id(piece) in self.special_ids - {UNK_ID}
+
     def ids_of(self, pieces: Iterable[str]) -> list[int]:
         """Return the ids of pieces of languages.
 
@@ -104,8 +108,8 @@ class Tokenizer:
             CheckpointError: the tokenizer does not have one of them.
         """
         ids = {piece: int(self._processor.piece_to_id(piece)) for piece in pieces}
-        for piece, id_ in ids.items():
-            if id_ not in self.special_ids - {UNK_ID}:
+        for piece in ids:
+            if not self.has_control(piece):
                 raise CheckpointError("", f"the tokenizer does not have the piece {piece} of a language")
         return [*ids.values()]
 
@@ -140,6 +144,11 @@ class Tokenizer:
 
     def decode_batch(self, batch: Iterable[Iterable[int]]) -> list[str]:
         return [self.decode(ids) for ids in batch]
+
+    def has_symbol(self, symbol: str) -> bool:
+        """Return whether the text of a symbol is one piece, which is never split."""
+        ids = self.encode(symbol)
+        return len(ids) == 1 and self.decode(ids).strip() == symbol
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """Return the pieces as they are in the vocabulary, special pieces included."""

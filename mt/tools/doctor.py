@@ -88,9 +88,13 @@ class Diagnosis:
 def examine(config: RunConfig, run_dir: Path) -> Diagnosis:
     """Check a config and a sample of every corpus for problems; write nothing."""
     started_at = time.perf_counter()
-    readers = readers_of(config)
+    readers, given = readers_of(config), None
     findings = [finding for key, reader in readers.items() for finding in checks.check_files(key, reader)]
     broken = {finding.key for finding in findings}
+    try:
+        given = _given_tokenizers(config)
+    except MTError as error:
+        findings.append(_failure(error))
     samples = _samples({key: reader for key, reader in readers.items() if key not in broken})
     findings += _reading_errors(samples)
     _log.info("checking alignment, languages, form and repetition")
@@ -99,14 +103,27 @@ def examine(config: RunConfig, run_dir: Path) -> Diagnosis:
     forecast = None
     if all(sample.pairs for sample in train) and len(train) == len(config.training):
         _log.info("testing cleaning, the tokenizer and encoding")
-        forecast = _rehearse(config, run_dir, train, held_out, findings)
+        forecast = _rehearse(config, run_dir, given, train, held_out, findings)
     findings += _bleu_findings(config)
+    if complete := RunFolder(run_dir).limit_warning(config.train.max_steps):
+        findings.append(replace(Finding.of(complete, "complete", "train.max_steps"), level="warning"))
     findings.sort(key=lambda finding: [*readers, finding.key].index(finding.key))
     return Diagnosis(config, tuple(samples), tuple(findings), forecast, time.perf_counter() - started_at)
 
 
+def _failure(error: MTError) -> Finding:
+    """Return the finding for an error that preparing would end with."""
+    key = "train.init_from" if isinstance(error, CheckpointError) else error.place or "data"
+    return Finding.of(error, "preparing", "tokenizer.model" if Path(error.place).suffix == ".model" else key)
+
+
 def _rehearse(
-    config: RunConfig, run_dir: Path, train: Sequence[Sample], held_out: Sequence[Sample], findings: list[Finding]
+    config: RunConfig,
+    run_dir: Path,
+    given: Tokenizers | None,
+    train: Sequence[Sample],
+    held_out: Sequence[Sample],
+    findings: list[Finding],
 ) -> Forecast | None:
     """Add findings about all data together; return the forecast, or None if preparing would fail."""
     try:
@@ -116,11 +133,11 @@ def _rehearse(
         cleaned = [clean_sample(sample, config, sought) for sample in train]
         for one in cleaned:
             findings += check_removed(one.sample.key, one.sample.corpus, one.tally, config.data.clean)
-        rehearsal = rehearse(config, cleaned, _given_tokenizers(config))
+        if any(finding.check == "preparing" for finding in findings):
+            return None
+        rehearsal = rehearse(config, cleaned, given)
     except MTError as error:
-        key = "train.init_from" if isinstance(error, CheckpointError) else error.place or "data"
-        key = "tokenizer.model" if Path(error.place).suffix == ".model" else key
-        findings.append(Finding.of(error, "preparing", key))
+        findings.append(_failure(error))
         return None
     rehearsal_findings = list(check_rehearsal(rehearsal, config))
     findings += rehearsal_findings

@@ -9,17 +9,19 @@ import shutil
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from mt.checkpoint import ModelFolder
 from mt.config.settings import RunConfig, TrainConfig, parse_duration
 from mt.data.packing import PlanState
-from mt.errors import ConfigError, MTError
+from mt.errors import CheckpointError, ConfigError, MTError
 from mt.model import Transformer
 from mt.pipeline import corpus_folder
-from mt.run_folder import RunFolder, checkpoint_step
+from mt.run_folder import RunFolder, schedule_start
 from mt.system.device import hardware, memory_bytes, peak_memory_bytes
 from mt.system.distributed import Ranks
 from mt.system.files import existing_folder
@@ -61,24 +63,29 @@ def dry_run(config: RunConfig, run_dir: Path) -> str:
     choose_execution(config.train, config.model)
     _check_that_it_can_be_written(run_dir)
     _log.info("looking for the corpus")
-    folder = corpus_folder(config, RunFolder(run_dir))
+    run = RunFolder(run_dir)
+    folder, n_done = corpus_folder(config, run), run.n_updates
     corpus = PreparedCorpus.open(folder) if folder.is_dir() else None
     _log.info("building the model")
     engine = engine_over(config, corpus)
     _log.info(f"measuring updates on {engine.device}")
     cost, footprint = measure(engine), Footprint.of(config, engine.model.vocab_sizes)
     corpus_place = f"{folder} ({'to be prepared' if corpus is None else 'prepared'})"
-    n_done = max([0, *map(checkpoint_step, RunFolder(run_dir).checkpoints())])
+    start = 0
+    with suppress(CheckpointError):  # there is none yet, or it is damaged
+        start = schedule_start(ModelFolder.open(run.checkpoint(n_done)), config.train)
     width = max(60, shutil.get_terminal_size((80, 24)).columns)
     sections = {
         "model": _model_lines(engine.model),
         "data": _data_lines(config, corpus, engine),
         "time": _time_lines(config.train, engine, cost, n_done, is_random=corpus is None),
         "memory": _memory_lines(engine, footprint, cost),
-        "schedule": _schedule_lines(config.train, config.model.d_model, width - MARGIN),
+        "schedule": _schedule_lines(config.train, config.model.d_model, width - MARGIN, start),
         "files": _file_lines(config.train, footprint, corpus_place, run_dir, n_done),
     }
     text = [f"{config.name}: what mt train would do. This is a dry run: nothing is written."]
+    if warning := run.limit_warning(config.train.max_steps):
+        text.append(f"warning: {warning}")
     for name, lines in sections.items():
         text += ["", f"{name:<{MARGIN}}{lines[0]}", *(f"{'':<{MARGIN}}{line}" for line in lines[1:])]
     return "\n".join(line.rstrip() for line in text)
@@ -223,17 +230,20 @@ def _memory_lines(engine: Engine, footprint: Footprint, cost: Cost) -> list[str]
     ]
 
 
-def _schedule_lines(train: TrainConfig, d_model: int, width: int) -> list[str]:
-    max_steps, peak_step = train.max_steps, min(train.warmup_steps, train.max_steps)
-    peak, end = (learning_rate(step, train, d_model) for step in (peak_step, max_steps))
-    more = f"train.warmup_steps is {train.warmup_steps:,}, more than train.max_steps: the learning rate never falls"
+def _schedule_lines(train: TrainConfig, d_model: int, width: int, start: int) -> list[str]:
+    start = min(start, train.max_steps - 1)
+    max_steps, peak_step = train.max_steps, min(start + train.warmup_steps, train.max_steps)
+    peak, end = (learning_rate(step, train, d_model, start) for step in (peak_step, max_steps))
+    limit = f"the {max_steps - start:,} updates that are left" if start else "train.max_steps"
+    more = f"train.warmup_steps is {train.warmup_steps:,}, more than {limit}: the learning rate never falls"
     kept = [f"the last {max(train.keep_last, train.average_last)}", f"the best {train.keep_best}"]
     if train.keep_every is not None:
         kept.append(f"those of multiples of {train.keep_every:,}")
     return [
-        *plot_schedule(train, d_model, width),
+        *plot_schedule(train, d_model, width, start),
+        *([f"restarted after step {start:,}"] if start else []),
         f"{train.schedule}: learning rate {peak:.3g} at step {peak_step:,}, {end:.3g} at the end (step {max_steps:,})",
-        *([more] if train.warmup_steps > train.max_steps else []),
+        *([more] if start + train.warmup_steps > train.max_steps else []),
         f"validation every {train.validate_every:,} updates, {math.ceil(max_steps / train.validate_every):,} in total",
         f"checkpoint every {train.checkpoint_every:,} updates, {_n_checkpoints(train):,} in total; "
         f"kept: {', '.join(kept)}",
@@ -245,13 +255,13 @@ def _n_checkpoints(train: TrainConfig) -> int:
     return math.ceil(train.max_steps / train.checkpoint_every)
 
 
-def plot_schedule(train: TrainConfig, d_model: int, width: int) -> list[str]:
-    """Draw the learning rate over all updates, `width` columns wide."""
-    n_columns = width - AXIS
-    steps = [1 + round(i * (train.max_steps - 1) / (n_columns - 1)) for i in range(n_columns)]
-    rates = [learning_rate(step, train, d_model) for step in steps]
+def plot_schedule(train: TrainConfig, d_model: int, width: int, start: int = 0) -> list[str]:
+    """Draw the learning rate over all updates after `start`, `width` columns wide."""
+    n_columns, n_steps = width - AXIS, train.max_steps - start
+    steps = [start + 1 + round(i * (n_steps - 1) / (n_columns - 1)) for i in range(n_columns)]
+    rates = [learning_rate(step, train, d_model, start) for step in steps]
     # The peak may fall between two columns.
-    top = max(*rates, learning_rate(min(train.warmup_steps, train.max_steps), train, d_model))
+    top = max(*rates, learning_rate(start + min(train.warmup_steps, n_steps), train, d_model, start))
     heights = [round(rate / top * PLOT_ROWS * 8) for rate in rates]
     labels = {PLOT_ROWS - 1: f"{top:.2e}", PLOT_ROWS // 2 - 1: f"{top / 2:.2e}"}
     rows = [
@@ -259,16 +269,17 @@ def plot_schedule(train: TrainConfig, d_model: int, width: int) -> list[str]:
         for row in reversed(range(PLOT_ROWS))
     ]
     axis = f"{'0':>{AXIS - 2}} └" + "─" * n_columns
-    return [*rows, axis, " " * AXIS + _step_labels(train, n_columns)]
+    return [*rows, axis, " " * AXIS + _step_labels(train, n_columns, start)]
 
 
-def _step_labels(train: TrainConfig, n_columns: int) -> str:
+def _step_labels(train: TrainConfig, n_columns: int, start: int) -> str:
     """Return the labels below the plot: the first and the last step, and the end of the warm-up if it fits."""
     last = f"step {train.max_steps:,}"
-    line = "1".ljust(n_columns - len(last)) + last
-    place = round((train.warmup_steps - 1) / max(train.max_steps - 1, 1) * (n_columns - 1))
-    label = f"↑ {train.warmup_steps:,}"
-    if place >= 2 and place + len(label) < n_columns - len(last):
+    first = f"{start + 1:,}"
+    line = first.ljust(n_columns - len(last)) + last
+    place = round((train.warmup_steps - 1) / max(train.max_steps - start - 1, 1) * (n_columns - 1))
+    label = f"↑ {start + train.warmup_steps:,}"
+    if place > len(first) and place + len(label) < n_columns - len(last):
         line = line[:place] + label + line[place + len(label) :]
     return line
 

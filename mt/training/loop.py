@@ -17,11 +17,11 @@ import numpy as np
 from torch import Tensor
 
 from mt.checkpoint import ModelFolder, save_model_folder
-from mt.config.settings import RunConfig, parse_duration
+from mt.config.settings import RunConfig, TrainConfig, parse_duration
 from mt.data.packing import PlanState
 from mt.errors import CheckpointError, ConfigError, TrainingError
 from mt.evaluation.tokenization import chosen_tokenizers
-from mt.run_folder import RunFolder, initial_model, quarantine_checkpoint
+from mt.run_folder import RunFolder, initial_model, quarantine_checkpoint, schedule_start
 from mt.system.device import hardware
 from mt.system.distributed import SINGLE_PROCESS, Ranks
 from mt.system.files import append_text, remove_folder
@@ -159,7 +159,7 @@ class Trainer:
                 start = progress.plan_state, progress.step + 1, settings.max_steps
                 with self.engine.prefetched_updates(*start) as updates:
                     for update in updates:
-                        lr = learning_rate(update.step, settings, self.config.model.d_model)
+                        lr = learning_rate(update.step, settings, self.config.model.d_model, progress.schedule_start)
                         self.record_update(update, self.engine.step(update, lr))
                         self.sync_stop()
                         yield lr
@@ -175,6 +175,8 @@ class Trainer:
         engine, progress = self.engine, self.progress
         start = f"from {self.config.train.init_from}" if self.config.train.init_from else "from scratch"
         start = f"from step {progress.step:,}" if progress.step else start
+        if progress.step and progress.schedule_start == progress.step:
+            start += ", where the learning rate schedule restarts"
         on = f"{engine.device}" if self.ranks.n == 1 else f"{self.ranks.n} ranks ({engine.device.type})"
         n, updates_per_epoch = engine.budget.n_micro_batches, engine.plan.updates_per_epoch()
         return (
@@ -363,7 +365,9 @@ class Trainer:
         if math.isfinite(score) and (score, chrf) > best:
             progress.best_step, progress.best_score, progress.best_chrf = progress.step, score, chrf
             progress.n_without_better = 0
-        elif progress.step > self.config.train.warmup_steps and best[0] != 0.0:  # 0: BLEU does not show progress yet
+        elif (
+            progress.step - progress.schedule_start > self.config.train.warmup_steps and best[0] != 0.0
+        ):  # 0: BLEU does not show progress yet
             progress.n_without_better += 1
         self.sync_stop()  # patience may be exhausted, or a signal may have arrived
         return bool(is_kept)
@@ -395,7 +399,10 @@ class Trainer:
             self.engine.eval_weights,
             self.config,
             self.corpus.tokenizer_paths,
-            {**self._manifest, **{key: progress[key] for key in ("step", "n_tgt_tokens", "train_seconds")}},
+            {
+                **self._manifest,
+                **{key: progress[key] for key in ("step", "schedule_start", "n_tgt_tokens", "train_seconds")},
+            },
             {**self.engine.state_dict(), "progress": progress},
         )
         if not self.progress.n_skipped_in_row:  # otherwise a rollback may need an older checkpoint
@@ -410,7 +417,7 @@ class Trainer:
         step = self.ranks.from_first(found and found[2].step)
         if step is None:
             return None
-        weights, state, progress = found or _read_checkpoint(self.run.checkpoint(step))
+        weights, state, progress = found or _read_checkpoint(self.run.checkpoint(step), self.config.train)
         self.engine.load(weights, state, self.run.checkpoint(step))
         return progress
 
@@ -418,7 +425,7 @@ class Trainer:
         damaged: dict[Path, CheckpointError] = {}
         for folder in reversed(self.run.checkpoints()):
             try:
-                saved = _read_checkpoint(folder)
+                saved = _read_checkpoint(folder, self.config.train)
             except CheckpointError as error:
                 damaged[folder] = error
                 continue
@@ -457,8 +464,10 @@ class Trainer:
     def report_already_done(self) -> None:
         """Log that there is nothing left to train."""
         if self.ranks.is_first:
-            note = self._too_many_note or self._time_limit_note
-            _log.info(f"training is already complete: {self.progress.step:,} steps{note}")
+            if warning := self.run.limit_warning(self.config.train.max_steps):
+                _log.warning(warning)
+            else:
+                _log.info(f"training is already complete: {self.progress.step:,} steps{self._time_limit_note}")
 
     def report_result(self) -> None:
         """Log what was trained, and why training ended.
@@ -487,8 +496,10 @@ class Trainer:
         )
 
 
-def _read_checkpoint(folder: Path) -> Saved:
+def _read_checkpoint(folder: Path, train: TrainConfig) -> Saved:
     """Return the weights, training state and progress in a checkpoint.
+
+    If it was trained with another schedule of the learning rate, that of `train` starts there.
 
     Raises:
         CheckpointError: a file is missing or damaged.
@@ -496,4 +507,6 @@ def _read_checkpoint(folder: Path) -> Saved:
     opened = ModelFolder.open(folder)
     weights, state = opened.load_weights(), opened.load_training_state()
     saved = state["progress"]
-    return weights, state, Progress(**{**saved, "plan_state": PlanState(**saved["plan_state"])})
+    progress = Progress(**{**saved, "plan_state": PlanState(**saved["plan_state"])})
+    progress.schedule_start = schedule_start(opened, train)
+    return weights, state, progress

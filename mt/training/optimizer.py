@@ -16,8 +16,10 @@ FIRST_LOSS_SCALE = 2.0**15
 GROWTH_INTERVAL = 2_000
 
 
-def learning_rate(step: int, train: TrainConfig, d_model: int) -> float:
+def learning_rate(step: int, train: TrainConfig, d_model: int, start: int = 0) -> float:
     """Return the learning rate of update `step`, counted from 1: linear up to `warmup_steps`, then by `schedule`.
+
+    After a restart (`train.restart_schedule`), steps and max_steps count from `start`, the updates done before.
 
     - inverse_sqrt: in proportion to step^-0.5; with the default peak (d_model · warmup_steps)^-0.5 this is the paper's
       d_model^-0.5 · min(step^-0.5, step · warmup_steps^-1.5) (Vaswani et al. 2017, section 5.3).
@@ -26,6 +28,7 @@ def learning_rate(step: int, train: TrainConfig, d_model: int) -> float:
     - warmup_stable_decay: constant, then linear over the last decay_share of max_steps (Hu et al. 2024).
     - constant: the peak.
     """
+    step, max_steps = step - start, train.max_steps - start
     assert step >= 1
     peak = 1 / math.sqrt(d_model * train.warmup_steps) if train.peak_lr is None else train.peak_lr
     if step <= train.warmup_steps:
@@ -36,8 +39,8 @@ def learning_rate(step: int, train: TrainConfig, d_model: int) -> float:
         return peak
     decay_starts_at = train.warmup_steps
     if train.schedule == "warmup_stable_decay":
-        decay_starts_at = max(decay_starts_at, round(train.max_steps * (1 - train.decay_share)))
-    n_decay_steps = max(train.max_steps - decay_starts_at, 1)
+        decay_starts_at = max(decay_starts_at, round(max_steps * (1 - train.decay_share)))
+    n_decay_steps = max(max_steps - decay_starts_at, 1)
     progress = min(max(step - decay_starts_at, 0) / n_decay_steps, 1.0)
     share = (1 + math.cos(math.pi * progress)) / 2 if train.schedule == "cosine" else 1 - progress
     return peak * (train.final_lr_share + (1 - train.final_lr_share) * share)

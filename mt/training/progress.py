@@ -25,6 +25,7 @@ class Progress:
     """Progress of a run; a checkpoint holds it together with the weights and the optimizer state."""
 
     step: int = 0  # updates done
+    schedule_start: int = 0  # updates done when the schedule of the learning rate began
     plan_state: PlanState = field(default_factory=PlanState)
     train_seconds: float = 0.0  # wall time, over all starts
     n_src_tokens: int = 0  # source tokens trained on
