@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mt.decode.files import InputShard
     from mt.decode.translator import Translator
     from mt.report.facts import Evaluation, SystemComparison
-    from mt.text.corpora import SentencePair
+    from mt.text.reader import SentencePair
 
 # Exit statuses of a process that a signal ended, as a shell has them.
 INTERRUPTED, TERMINATED = 130, 143

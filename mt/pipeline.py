@@ -31,10 +31,11 @@ from mt.system.device import choose_device, hardware
 from mt.system.distributed import Ranks, process_group
 from mt.system.files import file_checksum, write_json, write_text
 from mt.system.provenance import source_commit, versions
-from mt.text.corpora import SentencePair, readers_of
+from mt.text.corpora import readers_of
 from mt.text.corpus import PreparedCorpus, pairs_text, with_tag
 from mt.text.overlap import n_in_training
 from mt.text.prepare import changed_inputs, corpus_inputs, fingerprint_of, held_out_pairs, prepare_corpus
+from mt.text.reader import SentencePair
 from mt.training.engine import check_memory, choose_execution
 from mt.training.loop import train
 from mt.training.progress import Progress

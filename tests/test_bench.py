@@ -21,8 +21,7 @@ from mt.errors import ConfigError, DataError
 from mt.model import Transformer
 from mt.system import device
 from mt.system.device import _measured_flops, data_sheet_flops, peak_flops, peak_memory_bytes
-from mt.text.corpus import first_test_pairs
-from mt.text.prepare import prepare_corpus
+from mt.text.prepare import first_test_pairs, prepare_corpus
 from mt.text.tokenizer import EOS_ID, PAD_ID
 from mt.tools import bench
 from mt.training.engine import Engine, OutOfMemory, Update

@@ -141,7 +141,8 @@ REPLACED = {
     (
         "{src: train.en, tgt: train.de}",
         "{src: train.en}",
-    ): "x.yaml: data.train.0: expected one kind of corpus, with the keys {src, tgt}, {file}, {dataset} or {sacrebleu}",
+    ): "x.yaml: data.train.0: expected one kind of corpus, with the keys {src, tgt}, {file}, {dataset}, {sacrebleu} "
+    "or {run}",
     ("{src: valid.en, tgt: valid.de}", "{dataset: x, split: 'a[:9%]', streaming: true}"): "x.yaml: data.valid.split: "
     "a[:9%] is a part of a split, and streaming reads only whole splits. Give a whole split, or remove streaming.",
     ("tgt: train.de}", "tgt: train.de, weight: 0}"): "x.yaml: data.train.0.weight: expected a number above 0 "
@@ -263,7 +264,8 @@ BAD_OVERRIDES = {
     "data.train.first.file=a.tsv": "--set data.train.first.file=a.tsv: data.train.first: expected the index of an "
     "entry, 0 to 1 (1 appends)",
     "data.train.0.file=a.tsv": "--set data.train.0.file=a.tsv: data.train.0: expected one kind of corpus, with the "
-    "keys {src, tgt}, {file}, {dataset} or {sacrebleu}; to replace the whole value, use --set 'data.train.0={…}'",
+    "keys {src, tgt}, {file}, {dataset}, {sacrebleu} or {run}; to replace the whole value, use --set "
+    "'data.train.0={…}'",
     "data.valid={src: a": "--set data.valid={src: a is not valid YAML: expected ',' or '}', but got '<stream end>' "
     "(while parsing a flow mapping)",
     "data.test.a b={sacrebleu: wmt14}": "--set data.test.a b={sacrebleu: wmt14}: data.test.a b: expected a name of "

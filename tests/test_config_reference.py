@@ -91,7 +91,13 @@ def test_the_schema_has_sections_limits_choices_defaults_texts_and_kinds_of_corp
     assert schema["$defs"]["TrainConfig"]["properties"]["best_by"]["enum"] == ["bleu", "chrf", "loss"]
     assert "drawn again" in schema["$defs"]["TextFiles"]["properties"]["weight"]["description"]
     *kinds, several = schema["$defs"]["DataConfig"]["properties"]["valid"]["oneOf"]
-    assert [kind["$ref"].rpartition("/")[2] for kind in kinds] == ["TextFiles", "Table", "HubDataset", "SacrebleuSet"]
+    assert [kind["$ref"].rpartition("/")[2] for kind in kinds] == [
+        "TextFiles",
+        "Table",
+        "HubDataset",
+        "SacrebleuSet",
+        "RunText",
+    ]
     assert (several["type"], several["minItems"]) == ("array", 1)
 
 
@@ -134,7 +140,7 @@ def test_each_key_of_the_kinds_of_corpora_is_explained_once() -> None:
         "split",
         "streaming",
     ]
-    assert keys == [*own, "sacrebleu"]
+    assert keys == [*own, "sacrebleu", "run"]
     assert explained("data.train.2.weight").startswith(
         "data.train.2.weight\n    Copies of each training pair in an epoch."
     )

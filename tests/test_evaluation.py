@@ -21,7 +21,7 @@ from mt.evaluation.runs import RunArtifacts
 from mt.pipeline import corpus_folder, train_run
 from mt.run_folder import RunFolder, open_model
 from mt.text.corpora import SentencePair
-from mt.text.corpus import first_test_pairs
+from mt.text.prepare import first_test_pairs
 from mt.tools.doctor import examine
 from tests.toys import messages, toy_config, toy_text, write_lines
 

@@ -58,6 +58,8 @@ LAYERS: list[set[str]] = [
         "text.sample",
         "text.checks",
         "text.rehearsal",
+        "text.reader",
+        "text.replay",
     },
     {"capture", "system.device", "system.distributed", "data.packing", "data.batch"},
     {"dropout", "loss"},

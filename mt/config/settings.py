@@ -323,6 +323,17 @@ class SacrebleuSet(Corpus):
         return f"sacrebleu:{self.sacrebleu}"
 
 
+@section()
+class RunText(Corpus):
+    """The training text of an earlier run in this direction, as it was prepared, for a model that must not lose it."""
+
+    run: InputPath  # Folder of the run, such as runs/general. Its prepared corpus must still exist.
+
+    @property
+    def description(self) -> str:
+        return f"the training text of {self.run}"
+
+
 def _kind(value: Any) -> str | None:
     """Return the name in `AnyCorpus` of the one kind of corpus whose keys are given; None without exactly one kind."""
     kinds = kinds_of(AnyCorpus)
@@ -346,6 +357,7 @@ _Kinds: TypeAlias = (
     | Annotated[Table, Tag("file")]
     | Annotated[HubDataset, Tag("dataset")]
     | Annotated[SacrebleuSet, Tag("sacrebleu")]
+    | Annotated[RunText, Tag("run")]
 )
 AnyCorpus = Annotated[_Kinds, Discriminator(_kind), BeforeValidator(_without_nulls)]
 _SEVERAL = "several"

@@ -24,7 +24,7 @@ from mt.decode.search import length_penalty
 from mt.decode.translator import Translator, nan_error
 from mt.model import Transformer
 from mt.system.malloc import trim_heap
-from mt.text.corpora import SentencePair
+from mt.text.reader import SentencePair
 from mt.text.tokenizer import EOS_ID
 from mt.units import finite
 

@@ -17,10 +17,11 @@ from mt.evaluation.findings import EvalOptions, Text, evaluate
 from mt.evaluation.scores import TranslatedSet
 from mt.evaluation.tokenization import chosen_tokenizer
 from mt.report.facts import Evaluation, SystemComparison
-from mt.text.corpora import SentencePair, different_counts
+from mt.text.corpora import different_counts
 from mt.text.corpus import without_tag
 from mt.text.files import COMPRESSIONS, read_line_chunks
 from mt.text.languages import chosen_direction
+from mt.text.reader import SentencePair
 
 if TYPE_CHECKING:  # scoring files does not import torch
     from mt.evaluation.runs import GivenLangs, RunArtifacts

@@ -26,10 +26,11 @@ from mt.report.facts import Curve, ModelManifest, TrainingCurves, Values
 from mt.run_folder import ADDED_TESTS, RunFolder, open_model
 from mt.system.device import choose_device, choose_dtype, hardware
 from mt.system.files import file_checksum, parse_json
-from mt.text.corpora import CorpusReader, SentencePair, reader_of, readers_of
+from mt.text.corpora import reader_of, readers_of
 from mt.text.corpus import PreparedCorpus, read_pairs, with_tag, without_tag
 from mt.text.languages import closeness, words_of
 from mt.text.prepare import held_out_pairs
+from mt.text.reader import CorpusReader, SentencePair
 from mt.text.tokenizer import Tokenizers, tokenizer_paths
 
 _log = logging.getLogger(__name__)

@@ -57,9 +57,9 @@ from mt.run_folder import open_model
 from mt.system.device import choose_device
 from mt.system.files import checksums_of, read_json, whole_folder, write_json
 from mt.system.provenance import versions
-from mt.text.corpus import first_test_pairs
 from mt.text.languages import written_without_spaces
 from mt.text.normalise import Normalisers
+from mt.text.prepare import first_test_pairs
 from mt.text.sentences import UsualLines
 from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizers, tokenizer_paths
 

@@ -16,7 +16,6 @@ import numpy as np
 
 from mt.config.settings import RunConfig, Table
 from mt.errors import ConfigError, DataError, MTError, NotInstalledError, statement, with_fix
-from mt.text.corpora import CorpusReader
 from mt.text.files import format_of
 from mt.text.languages import (
     LanguageIdentifier,
@@ -27,6 +26,7 @@ from mt.text.languages import (
 )
 from mt.text.lengths import first_break
 from mt.text.overlap import HeldOut, folded_all
+from mt.text.reader import CorpusReader
 from mt.text.sample import Sample
 from mt.text.shards import pair_keys
 from mt.text.tmx import UNTRANSLATED

@@ -12,7 +12,6 @@ from itertools import takewhile
 from typing import Any, Literal, NamedTuple
 
 from mt.config.settings import CleanConfig
-from mt.text.corpora import Chunk, SentencePair
 from mt.text.languages import (
     LanguageIdentifier,
     expected_scripts,
@@ -22,6 +21,7 @@ from mt.text.languages import (
     wrong_script_fraction,
 )
 from mt.text.normalise import Normaliser
+from mt.text.reader import Chunk, SentencePair
 
 MAX_EXAMPLES = 3  # for each rule
 NORMALISED_CHARS = 10  # times max_chars; a longer side is removed without being normalised

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, TypeAdapter
 
-from mt.config.settings import Direction, RunConfig, VocabSizes, of_both_sides
+from mt.config.settings import VocabSizes, of_both_sides
 from mt.errors import DataError
 from mt.report.facts import Facts, HeldOutSet, TrainingCounts
 from mt.system.files import checksums_of, parse_json, read_json
-from mt.text.corpora import SentencePair, readers_of
+from mt.text.reader import SentencePair
 from mt.text.tokenizer import tokenizer_paths
 from mt.units import format_vocabulary
 
@@ -309,27 +309,3 @@ def with_tag(pairs: Iterable[SentencePair], tag: str | None) -> list[SentencePai
 def without_tag(src: str, tags: Iterable[str]) -> str:
     """Return a source segment without the tag before it, if it has one of these."""
     return next((src.removeprefix(f"{tag} ") for tag in tags if src.startswith(f"{tag} ")), src)
-
-
-def first_test_pairs(
-    config: RunConfig, fingerprint: str | None, *, may_fetch: bool = True
-) -> tuple[str, list[SentencePair], Direction]:
-    """Return description, pairs and direction of a run's first test set, or of its validation set if it has none.
-
-    Args:
-        fingerprint: of the run's prepared corpus, which is used if it exists.
-        may_fetch: allow downloads, for text that is not in local files.
-    Raises:
-        DataError: the text is missing or unreadable, or a download is needed and not allowed.
-    """
-    key = next(iter(f"data.test.{name}" for name in config.tests), f"data.{next(iter(config.valid_sets))}")
-    name, reader = key.removeprefix("data.").removeprefix("test."), readers_of(config)[key]
-    description = f"{name}: {reader.corpus.description}"
-    prepared = Path(config.data.prepared_dir) / str(fingerprint)
-    if prepared.is_dir():
-        sets = PreparedCorpus.open(prepared).held_out
-        if name in sets:  # not if the test set was added later
-            return description, sets[name], config.entries[key].direction
-    if not may_fetch and not reader.corpus.files:
-        raise DataError(reader.corpus.description, "is not available without a download")
-    return description, with_tag(reader.pairs(), reader.corpus.tag), config.entries[key].direction

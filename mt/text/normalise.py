@@ -15,8 +15,8 @@ import regex
 
 from mt.config.settings import SYMBOL, CleanConfig, RunConfig
 from mt.errors import optional_package
-from mt.text.corpora import SentencePair
 from mt.text.languages import base_language
+from mt.text.reader import SentencePair
 
 NORMALISER_VERSION = 2  # part of a corpus's fingerprint; to be raised when the same settings give different text
 

@@ -14,10 +14,10 @@ import numpy.typing as npt
 
 from mt.config.settings import RunConfig
 from mt.system.console import Meter
-from mt.text.corpora import SentencePair
 from mt.text.corpus import SIDES, PreparedCorpus, without_tag
 from mt.text.languages import UNSPACED, characters_per_word, n_words
 from mt.text.normalise import Normalisers
+from mt.text.reader import SentencePair
 from mt.text.tokenizer import Tokenizers
 
 _Codes = npt.NDArray[np.uint32]

@@ -36,7 +36,7 @@ from mt.system.workers import Workers
 from mt.text import checks, shards
 from mt.text.checks import Finding
 from mt.text.clean import CHANGE_RULES, NORMALISED_CHARS, RULES, Tally, removed_text
-from mt.text.corpora import Chunk, CorpusReader, SentencePair, readers_of, rechunked
+from mt.text.corpora import readers_of, rechunked
 from mt.text.corpus import (
     CHECKSUMS,
     CORPUS_FORMAT_VERSION,
@@ -52,6 +52,7 @@ from mt.text.corpus import (
 )
 from mt.text.normalise import NORMALISER_VERSION, Normalisers
 from mt.text.overlap import HeldOut, NgramOverlap
+from mt.text.reader import Chunk, CorpusReader, SentencePair
 from mt.text.rehearsal import check_rehearsal, check_removed, clean_sample, rehearse
 from mt.text.sample import SAMPLED_PAIRS, STRETCH_LINES, Sample, Sampler
 from mt.text.tokenizer import (
@@ -672,6 +673,30 @@ def held_out_pairs(reader: CorpusReader, skipped: Counter[str] | None = None) ->
     for what, count in skipped.items():
         _log.info(f"{reader.description}: {what} skipped: {count:,}")
     return pairs
+
+
+def first_test_pairs(
+    config: RunConfig, fingerprint: str | None, *, may_fetch: bool = True
+) -> tuple[str, list[SentencePair], Direction]:
+    """Return description, pairs and direction of a run's first test set, or of its validation set if it has none.
+
+    Args:
+        fingerprint: of the run's prepared corpus, which is used if it exists.
+        may_fetch: allow downloads, for text that is not in local files.
+    Raises:
+        DataError: the text is missing or unreadable, or a download is needed and not allowed.
+    """
+    key = next(iter(f"data.test.{name}" for name in config.tests), f"data.{next(iter(config.valid_sets))}")
+    name, reader = key.removeprefix("data.").removeprefix("test."), readers_of(config)[key]
+    description = f"{name}: {reader.corpus.description}"
+    prepared = Path(config.data.prepared_dir) / str(fingerprint)
+    if prepared.is_dir():
+        sets = PreparedCorpus.open(prepared).held_out
+        if name in sets:  # not if the test set was added later
+            return description, sets[name], config.entries[key].direction
+    if not may_fetch and not reader.corpus.files:
+        raise DataError(reader.corpus.description, "is not available without a download")
+    return description, with_tag(reader.pairs(), reader.corpus.tag), config.entries[key].direction
 
 
 def _empty(pairs: Iterable[SentencePair]) -> list[SentencePair]:

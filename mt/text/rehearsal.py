@@ -17,9 +17,9 @@ from mt.config.settings import SMALLEST_VOCABULARY, CleanConfig, Corpus, RunConf
 from mt.errors import ConfigError, statement
 from mt.text.checks import FEWEST_PAIRS, Finding, Level, percent, quoted, rounded, warning
 from mt.text.clean import RULES, Cleaner, Tally, removed_text
-from mt.text.corpora import SentencePair
 from mt.text.corpus import SIDES
 from mt.text.overlap import HeldOut, folded_all
+from mt.text.reader import SentencePair
 from mt.text.sample import Sample
 from mt.text.shards import DUPLICATES, Marks, encode_pairs
 from mt.text.tokenizer import (

@@ -10,8 +10,9 @@ from functools import cached_property
 
 from mt.config.settings import Corpus
 from mt.errors import DataError
-from mt.text.corpora import Chunk, CorpusReader, SentencePair, rechunked
+from mt.text.corpora import rechunked
 from mt.text.hub import UnreachableError
+from mt.text.reader import Chunk, CorpusReader, SentencePair
 
 SAMPLED_PAIRS = 20_000  # of each training corpus
 STRETCH_LINES = 200

@@ -22,9 +22,9 @@ import numpy.typing as npt
 from mt.config.settings import CleanConfig, Entry, RunConfig
 from mt.system.files import sync, whole_file
 from mt.text.clean import Cleaner, Tally, shortened
-from mt.text.corpora import Chunk, SentencePair
 from mt.text.corpus import SIDES, flat_ids, ids_dtype
 from mt.text.overlap import HeldOut, NgramOverlap, folded_all
+from mt.text.reader import Chunk, SentencePair
 from mt.text.tokenizer import EOS_ID, Tokenizers, count_words
 
 PAIRS_PER_SHARD = 50_000

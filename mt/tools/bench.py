@@ -27,7 +27,8 @@ from mt.run_folder import open_model
 from mt.system.device import data_sheet_flops, hardware, peak_flops, peak_memory_bytes
 from mt.system.malloc import tune_malloc
 from mt.system.provenance import source_commit, versions
-from mt.text.corpus import ParallelIds, PreparedCorpus, Sentences, first_test_pairs
+from mt.text.corpus import ParallelIds, PreparedCorpus, Sentences
+from mt.text.prepare import first_test_pairs
 from mt.text.tokenizer import EOS_ID, Tokenizers
 from mt.training.engine import Engine, OutOfMemory, Update
 from mt.training.optimizer import learning_rate

@@ -26,10 +26,11 @@ from mt.system.files import existing_folder
 from mt.system.provenance import n_cores
 from mt.text import checks
 from mt.text.checks import Finding, Level, rounded
-from mt.text.corpora import CorpusReader, readers_of
+from mt.text.corpora import readers_of
 from mt.text.corpus import PreparedCorpus, ids_dtype
 from mt.text.overlap import HeldOut
 from mt.text.prepare import corpus_fingerprint
+from mt.text.reader import CorpusReader
 from mt.text.rehearsal import Rehearsal, check_rehearsal, check_removed, clean_sample, rehearse
 from mt.text.sample import SAMPLED_PAIRS, Sample, draw_sample
 from mt.text.tokenizer import Tokenizer, Tokenizers, adopt_model, vocabularies

@@ -19,8 +19,8 @@ from mt.evaluation.tokenization import chosen_tokenizer
 from mt.evaluation.warnings import check_scores
 from mt.loss import linear_label_smoothed_nll
 from mt.model import Transformer
-from mt.text.corpora import SentencePair
 from mt.text.corpus import ParallelIds, PreparedCorpus
+from mt.text.reader import SentencePair
 from mt.text.sentences import UsualLines
 from mt.text.tokenizer import Tokenizers
 
