@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Container
+from collections.abc import Container, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,15 +16,16 @@ from typing import Any, cast
 
 from mt.checkpoint import ModelFolder, average_weights, save_model_folder
 from mt.config.loading import CONFIG, as_yaml, config_differences, dump_config, is_changeable, load_config
-from mt.config.settings import SCHEDULE, BleuTokenizer, RunConfig
+from mt.config.settings import SCHEDULE, BleuTokenizer, Direction, RunConfig
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
+from mt.evaluation.command import as_read_by
 from mt.evaluation.findings import EvalOptions, evaluate
 from mt.evaluation.report_files import HTML_NAME, read_evaluation, write_report
 from mt.evaluation.runs import RunArtifacts, basis_of, text_checksum
 from mt.evaluation.scores import TranslatedSet, score_corpus
 from mt.evaluation.tokenization import chosen_tokenizers
 from mt.report.facts import Evaluation
-from mt.report.terminal import direction_lines, scores_text
+from mt.report.terminal import comparison_lines, direction_lines, scores_text
 from mt.run_folder import ADDED_TESTS, MADE_AT, RunFolder, checkpoint_step, initial_model
 from mt.system.console import note
 from mt.system.device import choose_device, hardware
@@ -331,22 +332,32 @@ def _evaluate_run(config: RunConfig, corpus: PreparedCorpus, run: RunFolder, pro
     """Translate and score validation and test sets, unless a report of exactly this training exists."""
     artifacts = RunArtifacts.of(run.model)
     pairs = {**corpus.valid_sets, **artifacts.test_pairs(list(config.tests))}
+    directions = artifacts.directions(pairs)
+    initial = _initial_artifacts(config)
+    if initial is not None:
+        known = {*map(text_checksum, pairs.values())}
+        theirs = {name: one for name, one in _tests_of(initial, config).items() if text_checksum(one) not in known}
+        named = {f"{initial.folder.config.name}.{name}": name for name in theirs}
+        pairs |= {new: theirs[name] for new, name in named.items()}
+        directions |= {new: initial.directions(theirs)[name] for new, name in named.items()}
     facts = _facts_of_training(config, artifacts, progress)
     facts["texts"] = {name: text_checksum(one) for name, one in pairs.items()}
     existing = read_evaluation(run.path)
+    if config.train.init_from is not None and initial is None and existing is not None:
+        facts["texts"] = {**(existing.texts or {}), **facts["texts"]}  # the comparison with a model that is gone stays
     if existing is not None and all(getattr(existing, name) == value for name, value in facts.items()):
         return existing
-    directions = artifacts.directions(pairs)
+    tests = {name: one for name, one in pairs.items() if name not in corpus.valid_sets}
+    baselines = {} if initial is None else _translations_of(initial, config, tests, directions, artifacts)
     sets = {
-        name: replace(one, tokenize=artifacts.bleu_tokenizer(directions[name]))
-        for name, one in _translated_sets(config, pairs, artifacts, run).items()
+        name: replace(one, tokenize=artifacts.bleu_tokenizer(directions[name]), baseline=baselines.get(name))
+        for name, one in _translated_sets(config, pairs, directions, artifacts, run).items()
     }
     checksums = {name: file_checksum(run.translation(name)) for name in sets}
     scored = {name: score_corpus(sets.pop(name)) for name in corpus.valid_sets}
     valid = {"valid_sets": scored} if len(scored) > 1 else {"valid": scored["valid"]}
-    found = evaluate(
-        sets, config.name, EvalOptions(has_analysis=True), artifacts.count_words, artifacts.overlap_warnings(sets)
-    )
+    options = EvalOptions(has_analysis=True, baseline=initial.path if initial is not None and baselines else None)
+    found = evaluate(sets, config.name, options, artifacts.count_words, artifacts.overlap_warnings(sets))
     facts |= artifacts.facts(config.train.device, config.train.precision)
     report = found.model_copy(update=facts | {"translations": checksums} | valid)
     report = report.model_copy(update={"notes": _notes(report)})
@@ -373,10 +384,13 @@ def _facts_of_training(config: RunConfig, artifacts: RunArtifacts, progress: Pro
 
 
 def _translated_sets(
-    config: RunConfig, pairs: dict[str, list[SentencePair]], artifacts: RunArtifacts, run: RunFolder
+    config: RunConfig,
+    pairs: dict[str, list[SentencePair]],
+    directions: Mapping[str, Direction],
+    artifacts: RunArtifacts,
+    run: RunFolder,
 ) -> dict[str, TranslatedSet]:
     """Return validation and test sets with this model's translations, which are stored in the run folder."""
-    directions = artifacts.directions(pairs)
     kept = artifacts.kept_translations(pairs, directions)
     new = {name: one for name, one in pairs.items() if name not in kept}
     if new:
@@ -389,6 +403,55 @@ def _translated_sets(
     return {name: kept[name] for name in pairs}
 
 
+# --- The model that training started from -----------------------------------------------------------------------------
+
+
+def _initial_artifacts(config: RunConfig) -> RunArtifacts | None:
+    """Return the model in `train.init_from` with its run; None if there is none any more."""
+    if config.train.init_from is None:
+        return None
+    try:
+        return RunArtifacts.of(Path(config.train.init_from))
+    except MTError as error:
+        _log.info(f"{error.statement}: what was gained and lost since then cannot be measured")
+        return None
+
+
+def _tests_of(initial: RunArtifacts, config: RunConfig) -> dict[str, list[SentencePair]]:
+    """Return the test sets of the model that training started from, as far as the new model has their direction."""
+    entries = initial.folder.config.tests
+    try:
+        return initial.test_pairs([name for name, one in entries.items() if one.direction in config.directions])
+    except MTError as error:
+        _log.info(f"the test sets of {initial.path} cannot be scored: {error.statement}")
+        return {}
+
+
+def _translations_of(
+    initial: RunArtifacts,
+    config: RunConfig,
+    tests: Mapping[str, list[SentencePair]],
+    directions: Mapping[str, Direction],
+    artifacts: RunArtifacts,
+) -> dict[str, Sequence[str]]:
+    """Return the translations of test sets by the model that training started from: stored ones, or new ones."""
+    theirs = _tests_of(initial, config)
+    stored = initial.kept_translations(theirs, initial.directions(theirs))
+    by_text = {text_checksum(theirs[name]): one.hypotheses for name, one in stored.items()}
+    found = {name: by_text[text] for name, one in tests.items() if (text := text_checksum(one)) in by_text}
+    new = {
+        name: pairs
+        for name, pairs in as_read_by(initial, tests, artifacts).items()
+        if name not in found and directions[name] in initial.folder.config.directions
+    }
+    if new:
+        on = config.train.device, config.train.precision
+        _log.info(f"{initial.path}: translating {', '.join(new)} for the comparison")
+        translated = initial.translate(new, directions, *on, n_processes=1)
+        found |= {name: one.hypotheses for name, one in translated.items()}
+    return found
+
+
 def format_report(report: Evaluation) -> str:
     """Return a run's report as text for a terminal."""
     steps = (report.basis or {})["averaged_steps"]
@@ -399,6 +462,7 @@ def format_report(report: Evaluation) -> str:
             f"model: {'average of steps' if len(steps) > 1 else 'step'} {', '.join(f'{step:,}' for step in steps)}",
             scores_text(report.validated | report.test_sets),
             *direction_lines(report),
+            *comparison_lines(report),
             *(f"note: {note}" for note in _notes(report)),
         ]
     )

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
+from mt.api import TrainedRun
 from mt.config.loading import dump_config, load_config
 from mt.config.settings import RunConfig
 from mt.errors import DataError
+from mt.evaluation.report_files import read_evaluation
 from mt.pipeline import prepare, train_run
 from mt.text.corpora import readers_of
 from mt.text.tokenizer import Tokenizers
@@ -97,3 +99,39 @@ def test_replay_that_is_not_possible_is_refused_in_one_line(old: tuple[RunConfig
     (copy / "config.yaml").write_text(text.replace("prepared_dir: ", f"prepared_dir: {tmp_path}/gone"), "utf-8")
     with pytest.raises(DataError, match=r"its prepared corpus .* is gone\. Prepare it again with mt prepare"):
         prepare(with_replay(tmp_path, copy))
+
+
+def test_the_report_tells_what_was_gained_and_lost_since_the_model_that_training_started_from(tmp_path: Path):
+    config = toy_config(tmp_path / "text", max_steps=4, validate_every=4)
+    train_run(config, tmp_path / "old")
+    plain = yaml.safe_load(dump_config(toy_config(tmp_path / "new", n_train=100, reverse=True, max_steps=4)))
+    plain["name"], plain["train"]["init_from"] = "tuned", str(tmp_path / "old")
+    del plain["tokenizer"], plain["model"], plain["data"]["target_language_piece"]
+    tuned = load_config(plain)
+    train_run(tuned, tmp_path / "run")
+    before, after = (read_evaluation(tmp_path / name) for name in ("old", "run"))
+    assert before is not None
+    assert after is not None
+    assert after.comparison is not None
+    assert [*after.test_sets] == [*after.comparison.test_sets] == ["held_out", "toy.held_out"]
+    assert after.comparison.baseline == str(tmp_path / "old")
+    compared = {one.name: one for one in after.comparison.test_sets["toy.held_out"].scores}
+    for one in before.test_sets["held_out"].scores:
+        assert compared[one.name].baseline_score == one.score
+    assert (tmp_path / "run/translations/toy.held_out.txt").is_file()
+    assert "compared with" in str(TrainedRun(tmp_path / "run"))
+    report = (tmp_path / "run/report.json").read_bytes()
+    (tmp_path / "old").rename(tmp_path / "gone")
+    train_run(tuned, tmp_path / "run")
+    assert (tmp_path / "run/report.json").read_bytes() == report
+
+
+def test_the_same_test_set_is_compared_once(tmp_path: Path):
+    config = toy_config(tmp_path / "text", max_steps=2, validate_every=2)
+    train_run(config, tmp_path / "old")
+    tuned = load_config(config, {"train.init_from": str(tmp_path / "old"), "train.seed": 3})
+    train_run(tuned, tmp_path / "run")
+    report = read_evaluation(tmp_path / "run")
+    assert report is not None
+    assert report.comparison is not None
+    assert [*report.comparison.test_sets] == ["held_out"]

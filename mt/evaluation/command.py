@@ -84,7 +84,7 @@ def evaluate_model(
     # Errors of the baseline are raised before the model translates anything.
     baselines: Mapping[str, Sequence[str]] = {}
     if other is not None:
-        baselines = _hypotheses(other, _as_read_by(other, pairs, artifacts), directions, how, may_use_stored=True)
+        baselines = _hypotheses(other, as_read_by(other, pairs, artifacts), directions, how, may_use_stored=True)
     elif options.baseline is not None:
         baselines = _read_baselines(options.baseline, pairs)
     translated = {
@@ -136,7 +136,7 @@ def compare_models(
         directions = first.directions(next(iter(sets.values())))
     else:
         pairs, more_references, directions = _given_pairs(given, first, langs)
-        sets = {name: _as_read_by(model, pairs, first) for name, model in models.items()}
+        sets = {name: as_read_by(model, pairs, first) for name, model in models.items()}
     of_first, *_ = sets.values()
     may_use_stored, how = device is None and precision is None, (device or "auto", precision or "auto", n_processes)
     settings, compared = _settings(models), []
@@ -290,7 +290,7 @@ def _stem(path: Path) -> str:
     return (path.with_suffix("") if path.suffix in COMPRESSIONS else path).stem
 
 
-def _as_read_by(
+def as_read_by(
     model: RunArtifacts, sets: Mapping[str, list[SentencePair]], other: RunArtifacts
 ) -> dict[str, list[SentencePair]]:
     """Return another model's test sets without the tags that this model does not know."""

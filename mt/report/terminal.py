@@ -42,7 +42,12 @@ def direction_lines(facts: Evaluation) -> list[str]:
 
 def evaluation_text(facts: Evaluation) -> str:
     """Return the scores, by direction if there are several, and the comparison with a baseline if there is one."""
-    lines = [scores_text(facts.test_sets), *direction_lines(facts)]
+    return "\n".join([scores_text(facts.test_sets), *direction_lines(facts), *comparison_lines(facts)])
+
+
+def comparison_lines(facts: Evaluation) -> list[str]:
+    """Return the comparison with a baseline; no lines if there is none."""
+    lines = []
     if test := facts.comparison:
         for name, paired in test.test_sets.items():
             kind = f"paired test, {test.n_samples:,} {SAMPLE_NAMES[test.test]}"
@@ -54,7 +59,7 @@ def evaluation_text(facts: Evaluation) -> str:
                 for one in paired.scores
             ]
             lines.append(f"{paired.verdict}.")
-    return "\n".join(lines)
+    return lines
 
 
 def _name_width(scores: Sequence[MetricScore] | Sequence[PairedScore]) -> int:
