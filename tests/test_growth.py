@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import random
 from collections import Counter
+from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -13,14 +15,17 @@ import pytest
 import torch
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-from mt.config.settings import TokenizerConfig
+from mt.checkpoint import ModelFolder
+from mt.config.loading import load_config
+from mt.config.settings import RunConfig, TokenizerConfig
 from mt.errors import ConfigError
 from mt.model.transformer import Transformer, grown_weights
+from mt.pipeline import prepare, train_run
 from mt.text.growth import Growth, fraction_cut_differently, grow_model, spellings
 from mt.text.normalise import normalise
 from mt.text.tokenizer import PAD_ID, UNK_ID, Piece, Tokenizer, adopt_model, count_words, train_tokenizer
 from tests.test_tokenizer import FOREIGN, foreign_model, sentences
-from tests.toys import small_model
+from tests.toys import messages, small_model, toy_config
 
 REAL = os.environ.get("MT_REAL_DATA")
 needs_real_text = pytest.mark.skipif(REAL is None, reason="MT_REAL_DATA does not name a folder of real text")
@@ -145,7 +150,7 @@ def test_pieces_follow_the_rules_of_the_old_model(tmp_path: Path, kind: str, spl
     assert max(map(len, new)) == 16
 
 
-def test_a_model_that_joins_scripts_and_digits_learns_such_pieces(tmp_path: Path) -> None:
+def test_a_model_that_joins_scripts_and_digits_learns_pieces_of_both(tmp_path: Path) -> None:
     path = foreign_model(
         tmp_path / "foreign.model", model_type="bpe", split_by_unicode_script=False, max_sentencepiece_length=4
     )
@@ -169,7 +174,7 @@ def test_characters_are_added_until_the_coverage_of_the_model_is_reached(tmp_pat
     def new(n: int) -> list[str]:
         return [piece.piece for piece in pieces_of(grow_model(old, counts, n).model)[500:]]
 
-    # Of 1,528 characters, 514 of them spaces, 99% are 1,512.7. Without the others, ж and the spaces are 1,514.
+    # 99% of 1,528 characters, 514 of them spaces, are 1,512.7. Without the others, ж and the spaces are 1,514.
     assert new(100) == ["ж", "жж", "▁жж"]
     counts["щ"] = 20
     # 99% of 1,560 are 1,544.4. ж and the spaces are 1,530, and with щ they are 1,550.
@@ -198,6 +203,22 @@ def test_a_model_with_spaces_at_the_ends_of_pieces_grows(tmp_path: Path, kind: s
         text = piece.piece.removesuffix("▁")
         assert "▁" not in text
         assert tokenizer.encode(text if piece.piece.endswith("▁") else text + STRANGER)[0] == id_
+
+
+def test_pieces_whose_text_is_read_as_other_text_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "rules.tsv").write_text("71\t6A 6A\n6A 6A\t6B\n", "ascii")  # q becomes jj, and jj becomes k
+    path = foreign_model(
+        tmp_path / "foreign.model", model_type="bpe", normalization_rule_tsv=str(tmp_path / "rules.tsv")
+    )
+    old, counts = adopt_model(path, []), {"qqx": 9, "abab": 9}
+    grown = grow_model(old, counts, 30)
+    assert grown.n_unreachable > 0
+    assert grown.n_pieces > 0
+    tokenizer, n_old = Tokenizer(grown.model), len(pieces_of(old))
+    new = pieces_of(grown.model)[n_old:]
+    texts = [piece.piece.removeprefix("▁") for piece in new]
+    ids = {id_ for text in [*texts, *(STRANGER + text for text in texts), *counts] for id_ in tokenizer.encode(text)}
+    assert set(range(n_old, n_old + len(new))) <= ids
 
 
 def test_a_model_that_cannot_grow_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -312,3 +333,105 @@ def test_japanese_characters_come_before_japanese_pieces(of_captions: bytes) -> 
     n_bytes = sum(id_ in tokenizer.byte_ids for line in ids for id_ in line)
     assert 0 < n_bytes < 0.001 * sum(map(len, ids))
     assert tokenizer.encode("A man is sleeping.") == Tokenizer(of_captions).encode("A man is sleeping.")
+
+
+# ---------------------------------------------------------------------------------------------------- fine-tuning
+
+
+def fine_tuning(first: RunConfig, folder: Path, start: Path, n: int, **tokenizer: object) -> RunConfig:
+    """Return a config for text with new letters and a tag; at its learning rate no weight changes."""
+    config = toy_config(folder, n_train=300, max_steps=1, peak_lr=1e-30, average_last=1, init_from=str(start))
+    for side in ("en", "de"):
+        path = folder / f"train.{side}"
+        text = path.read_text("utf-8")
+        for old, new in (("ba", "šžč"), ("st", "xyz")):
+            text = text.replace(old, new).replace(old.upper(), new.upper())
+        path.write_text(text, "utf-8")
+    tagged = tuple(replace(corpus, tag="<new>") for corpus in config.data.train)
+    return replace(
+        config,
+        data=replace(config.data, train=tagged),
+        model=first.model,
+        tokenizer=replace(first.tokenizer, **tokenizer),  # type: ignore[arg-type]
+        train=replace(config.train, grow_vocab=n),
+    )
+
+
+def assert_rows_are_means(start: Path, tuned: Path) -> None:
+    """Assert that old rows are unchanged, and that a new row is the mean of the rows of its old pieces."""
+    before, after = ModelFolder.open(start), ModelFolder.open(tuned)
+    old_weights, weights = before.load_weights(), after.load_weights()
+    tables = {"src_embedding.weight": 0, "embedding.weight": 1, "output_embedding.weight": 1}
+    for name in weights.keys() - tables.keys():
+        torch.testing.assert_close(weights[name], old_weights[name], msg=name)
+    for name in weights.keys() & tables.keys():
+        old_model, new_model = (folder.tokenizer_paths for folder in (before, after))
+        old = Tokenizer.load(old_model[0 if len(old_model) == 1 else tables[name]])
+        new = Tokenizer.load(new_model[0 if len(new_model) == 1 else tables[name]])
+        n_old = old.vocab_size
+        assert new.pieces(range(n_old)) == old.pieces(range(n_old))
+        torch.testing.assert_close(weights[name][:n_old], old_weights[name][:n_old])
+        word = next(
+            piece for piece in new.pieces(range(n_old, new.vocab_size)) if piece.startswith("▁") and "<" not in piece
+        )
+        spelled = old.encode(word[1:])
+        (id_,) = new.encode(word[1:])
+        torch.testing.assert_close(weights[name][id_], old_weights[name][spelled].mean(0))
+
+
+def test_fine_tuning_grows_the_vocabulary_of_the_first_model(tmp_path: Path) -> None:
+    first = toy_config(tmp_path / "general", max_steps=2)
+    train_run(first, tmp_path / "first")
+    start = tmp_path / "first" / "model"
+    config = fine_tuning(first, tmp_path / "special", start, 40)
+    with messages() as told:
+        train_run(config, tmp_path / "second")
+    old_size = ModelFolder.open(start).vocab_size
+    tuned = ModelFolder.open(tmp_path / "second" / "model")
+    assert tuned.vocab_size == old_size + 40
+    assert_rows_are_means(start, tuned.path)
+    corpus = prepare(config)
+    facts = json.loads((corpus.folder / "report.json").read_text("utf-8"))["tokenizer"]
+    counted = {key: facts[f"added_{key}"] for key in ("controls", "symbols", "characters", "pieces")}
+    assert facts["kind"] == "grown"
+    assert counted == {"controls": 0, "symbols": 2, "characters": counted["characters"], "pieces": counted["pieces"]}
+    assert counted["characters"] + counted["pieces"] == 38
+    assert {*"šžčŠŽČ"} <= set(tuned.load_tokenizers().src.pieces(range(old_size, old_size + 40)))
+    assert facts["fertility_before"] > facts["src"]["fertility"]
+    assert "fertility before" in (corpus.folder / "report.html").read_text("utf-8")
+    line = f"{counted['characters']} characters and {counted['pieces']} pieces added; its text takes "
+    assert any(f"vocabulary: 2 symbols, {line}" in text for text in told)
+    # The number of pieces and the tokenizer that grows decide about the prepared corpus.
+    other = replace(config, train=replace(config.train, grow_vocab=41))
+    assert prepare(other).fingerprint != corpus.fingerprint
+    # Without growth, the tag is refused.
+    with pytest.raises(ConfigError) as caught:
+        prepare(replace(config, train=replace(config.train, grow_vocab=0)))
+    assert str(caught.value) == (
+        "<new>: the tokenizer of train.init_from does not have this symbol. "
+        "Set train.grow_vocab to add it, or remove it from tokenizer.user_symbols and the tags."
+    )
+
+
+def test_separate_vocabularies_grow_by_the_same_number(tmp_path: Path) -> None:
+    first = toy_config(tmp_path / "general", max_steps=2)
+    separate = replace(first.tokenizer, joint=False, vocab_size=345, tgt_vocab_size=330)
+    first = replace(first, tokenizer=separate, model=replace(first.model, tied_embeddings="none"))
+    train_run(first, tmp_path / "first")
+    start = tmp_path / "first" / "model"
+    config = fine_tuning(first, tmp_path / "special", start, 20)
+    train_run(config, tmp_path / "second")
+    tuned = ModelFolder.open(tmp_path / "second" / "model")
+    assert tuned.vocab_size == (365, 350)
+    assert_rows_are_means(start, tuned.path)
+    facts = json.loads((prepare(config).folder / "report.json").read_text("utf-8"))["tokenizer"]
+    assert facts["added_symbols"] == [2, 0]  # tags are in front of source segments only
+
+
+def test_growing_needs_a_model_to_start_from() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config("demo", ["train.grow_vocab=100"])
+    assert str(caught.value) == (
+        "--set train.grow_vocab=100: train.grow_vocab is 100, but training does not start from a model "
+        "whose vocabulary could grow. Set train.init_from, or remove it."
+    )

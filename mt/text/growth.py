@@ -17,7 +17,7 @@ import sentencepiece
 from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec
 
 from mt.errors import ConfigError
-from mt.text.languages import script_of
+from mt.text.languages import script_of, units_of
 from mt.text.tokenizer import CUTTING, WORD_START, WORDS_PER_BATCH, Piece, Tokenizer, is_too_long, symbol_pieces
 
 _KEY = "train.grow_vocab"
@@ -35,6 +35,16 @@ class Growth(NamedTuple):
     n_characters: int
     n_pieces: int  # merges of a BPE model
     n_unreachable: int  # pieces that were left out, because the model never produces them
+
+    @property
+    def facts(self) -> dict[str, int]:
+        """The numbers of added pieces, by kind."""
+        return {
+            "added_controls": self.n_controls,
+            "added_symbols": self.n_symbols,
+            "added_characters": self.n_characters,
+            "added_pieces": self.n_pieces,
+        }
 
 
 def grow_model(
@@ -90,7 +100,7 @@ def grow_model(
     else:
         candidates = dict(islice(_merges(_segments(grown, words), {}, may_add), _CANDIDATES_A_PIECE * n_left))
         _take_likeliest(grown, words, characters, candidates, n_left)
-    n_unreachable = _remove_unreachable(grown, n_old)
+    n_unreachable = _remove_unreachable(grown, n_old, words)
     spec.vocab_size = len(grown.pieces)
     n_pieces = len(grown.pieces) - n_old - n_named - len(characters)
     return Growth(
@@ -110,7 +120,7 @@ def spellings(old: bytes, grown: bytes, like: Mapping[str, str] | None = None) -
     tokenizer, alone = Tokenizer(old), _alone(before)
     ids_of = {piece.piece: i for i, piece in enumerate(before.pieces)}
 
-    def spelled(piece: Piece) -> list[int]:
+    def spelled(piece: ModelProto.SentencePiece) -> list[int]:
         if piece.type != Piece.NORMAL:
             return [ids_of[like[piece.piece]]] if like and piece.piece in like else []
         first, text, last = alone(piece.piece)
@@ -118,6 +128,13 @@ def spellings(old: bytes, grown: bytes, like: Mapping[str, str] | None = None) -
         return ids[len(tokenizer.encode(first)) : len(ids) - len(tokenizer.encode(last))]
 
     return [spelled(piece) for piece in after.pieces[len(before.pieces) :]]
+
+
+def tokens_per_word(model: bytes, word_counts: Mapping[str, int]) -> float:
+    """Return the fertility of a model on counted words, as in `vocabulary_facts`; 0 without words."""
+    n_tokens = sum(len(ids) * number for ids, number in _encoded(Tokenizer(model), word_counts))
+    n_words = sum(len(units_of(word)) * number for word, number in word_counts.items())
+    return n_tokens / n_words if n_words else 0.0
 
 
 def fraction_cut_differently(old: Tokenizer, grown: Tokenizer, lines: Iterable[str]) -> float:
@@ -141,7 +158,7 @@ def _refuse_models_that_cannot_grow(model: ModelProto) -> None:
         raise ConfigError(_KEY, problem, fix)
 
 
-def _missing(model: ModelProto, names: Iterable[str], kind: Piece.Type.ValueType) -> list[str]:
+def _missing(model: ModelProto, names: Iterable[str], kind: int) -> list[str]:
     """Return the names that the model lacks; raise an error if it has one as a piece of another kind."""
     kinds = {piece.piece: piece.type for piece in model.pieces}
     names = list(dict.fromkeys(names))
@@ -151,7 +168,7 @@ def _missing(model: ModelProto, names: Iterable[str], kind: Piece.Type.ValueType
     return [name for name in names if name not in kinds]
 
 
-def _append(model: ModelProto, scores: Mapping[str, float], kind: Piece.Type.ValueType = Piece.NORMAL) -> None:
+def _append(model: ModelProto, scores: Mapping[str, float], kind: int = Piece.NORMAL) -> None:
     model.pieces.extend(Piece(piece=text, score=score, type=kind) for text, score in scores.items())
 
 
@@ -220,7 +237,7 @@ def _segments(model: ModelProto, words: Mapping[str, int]) -> Counter[tuple[str,
         return spec.split_by_unicode_script and len(_scripts(last + first, spec.split_by_number)) > 1
 
     segments: Counter[tuple[str, ...]] = Counter()
-    for ids, number in _encoded(model, words):
+    for ids, number in _encoded(Tokenizer(model.SerializeToString()), words):
         segment: list[str] = []
         for text in (texts[id_] for id_ in ids):
             if segment and (not text or are_separate(segment[-1][-1], text[0])):
@@ -232,9 +249,9 @@ def _segments(model: ModelProto, words: Mapping[str, int]) -> Counter[tuple[str,
     return Counter({segment: number for segment, number in segments.items() if len(segment) > 1})
 
 
-def _encoded(model: ModelProto, words: Mapping[str, int]) -> Iterator[tuple[list[int], int]]:
+def _encoded(tokenizer: Tokenizer, words: Mapping[str, int]) -> Iterator[tuple[list[int], int]]:
     """Yield the ids and the count of each word."""
-    tokenizer, items = Tokenizer(model.SerializeToString()), iter(words.items())
+    items = iter(words.items())
     while batch := list(islice(items, WORDS_PER_BATCH)):
         yield from zip(
             tokenizer.encode_batch([word for word, _ in batch]), (number for _, number in batch), strict=True
@@ -351,7 +368,7 @@ def _take_likeliest(
 def _uses(model: ModelProto, words: Mapping[str, int]) -> list[int]:
     """Return how often each piece is used in the words."""
     uses = [0] * len(model.pieces)
-    for ids, number in _encoded(model, words):
+    for ids, number in _encoded(Tokenizer(model.SerializeToString()), words):
         for id_ in ids:
             uses[id_] += number
     return uses
@@ -369,18 +386,22 @@ def _other_score(text: str, scores: Mapping[str, float]) -> float:
 # ---------------------------------------------------------------------------------------------------- reachability
 
 
-def _remove_unreachable(model: ModelProto, n_old: int) -> int:
-    """Remove the new pieces that the model does not produce from their own text; return their number."""
+def _remove_unreachable(model: ModelProto, n_old: int, words: Mapping[str, int]) -> int:
+    """Remove the new pieces that the model produces neither from their own text nor in the words; return their number.
+
+    With the normalisation of other programs, it may read the text of a piece as other text.
+    """
     alone, n_all = _alone(model), len(model.pieces)
     while True:
+        tokenizer = Tokenizer(model.SerializeToString())
         new = [i for i in range(n_old, len(model.pieces)) if model.pieces[i].type == Piece.NORMAL]
-        encoded = Tokenizer(model.SerializeToString()).encode_batch(
-            ["".join(alone(model.pieces[i].piece)) for i in new]
-        )
-        unreachable = [i for i, ids in zip(new, encoded, strict=True) if i not in ids]
+        encoded = tokenizer.encode_batch(["".join(alone(model.pieces[i].piece)) for i in new])
+        unreachable = {i for i, ids in zip(new, encoded, strict=True) if i not in ids}
+        if unreachable:
+            unreachable.difference_update(chain.from_iterable(ids for ids, _ in _encoded(tokenizer, words)))
         if not unreachable:
             return n_all - len(model.pieces)
-        for i in reversed(unreachable):  # other pieces may have been made from them
+        for i in sorted(unreachable, reverse=True):  # other pieces may have been made from them: look again
             del model.pieces[i]
 
 

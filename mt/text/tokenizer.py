@@ -85,6 +85,11 @@ class Tokenizer:
         return tokenizer
 
     @property
+    def model(self) -> bytes:
+        """The serialised SentencePiece model."""
+        return self._processor.serialized_model_proto()
+
+    @property
     def _has_our_ids(self) -> bool:
         special_ids = [getattr(self._processor, f"{name}_id")() for name in ("pad", "unk", "bos", "eos")]
         return special_ids == [PAD_ID, UNK_ID, BOS_ID, EOS_ID]
