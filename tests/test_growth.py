@@ -23,6 +23,7 @@ from mt.model.transformer import Transformer, grown_weights
 from mt.pipeline import prepare, train_run
 from mt.text.growth import Growth, fraction_cut_differently, grow_model, spellings
 from mt.text.normalise import normalise
+from mt.text.rehearsal import rehearse
 from mt.text.tokenizer import PAD_ID, UNK_ID, Piece, Tokenizer, adopt_model, count_words, train_tokenizer
 from tests.test_tokenizer import FOREIGN, foreign_model, sentences
 from tests.toys import messages, small_model, toy_config
@@ -401,6 +402,9 @@ def test_fine_tuning_grows_the_vocabulary_of_the_first_model(tmp_path: Path) -> 
     assert "fertility before" in (corpus.folder / "report.html").read_text("utf-8")
     line = f"{counted['characters']} characters and {counted['pieces']} pieces added; its text takes "
     assert any(f"vocabulary: 2 symbols, {line}" in text for text in told)
+    # Only mt doctor, which does not have the grown tokenizer, grows that of the first model.
+    assert rehearse(config, [], tuned.load_tokenizers()).vocab_size == old_size + 40
+    assert rehearse(config, [], ModelFolder.open(start).load_tokenizers(), 40).vocab_size == old_size + 2  # the tag
     # The number of pieces and the tokenizer that grows decide about the prepared corpus.
     other = replace(config, train=replace(config.train, grow_vocab=41))
     assert prepare(other).fingerprint != corpus.fingerprint

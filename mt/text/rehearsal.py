@@ -126,22 +126,22 @@ def clean_sample(sample: Sample, config: RunConfig, held_out: HeldOut | None = N
     return CleanedSample(sample, pairs, tally, seconds)
 
 
-def rehearse(config: RunConfig, cleaned: Sequence[CleanedSample], given: Tokenizers | None) -> Rehearsal:
+def rehearse(
+    config: RunConfig, cleaned: Sequence[CleanedSample], given: Tokenizers | None, n_grown: int = 0
+) -> Rehearsal:
     """Encode a part of each cleaned sample.
 
     Args:
         given: tokenizers to use; otherwise they are trained on the samples.
+        n_grown: most pieces that each given tokenizer grows by, on the samples.
     Raises:
         ConfigError: the samples are the whole corpus, and the vocabulary size does not fit it.
     """
     started_at = time.perf_counter()
-    if given is None:
-        tokenizers = Tokenizers.of([_trained(vocabulary, cleaned) for vocabulary in vocabularies(config)])
-    elif config.train.grow_vocab:
-        n, made_from = config.train.grow_vocab, vocabularies(config)
-        tokenizers = given = Tokenizers.of([_grown(given[one.sides[0]], one, n, cleaned) for one in made_from])
-    else:
-        tokenizers = given
+    made_from = vocabularies(config)
+    if given and n_grown:
+        given = Tokenizers.of([_grown(given[one.sides[0]], one, n_grown, cleaned) for one in made_from])
+    tokenizers = given or Tokenizers.of([_trained(vocabulary, cleaned) for vocabulary in made_from])
     tokenizer_seconds = 0.0 if given else time.perf_counter() - started_at
     encoded = tuple(_encoded(sample, tokenizers, config.data.max_tokens) for sample in cleaned)
     vocab_size = given.vocab_size if given else config.tokenizer.vocab_sizes

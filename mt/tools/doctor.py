@@ -115,7 +115,7 @@ def _rehearse(
         cleaned = [clean_sample(sample, config, sought) for sample in train]
         for one in cleaned:
             findings += check_removed(one.sample.key, one.sample.corpus, one.tally, config.data.clean)
-        rehearsal = rehearse(config, cleaned, _given_tokenizers(config))
+        rehearsal = rehearse(config, cleaned, _given_tokenizers(config), config.train.grow_vocab)
     except MTError as error:
         key = "train.init_from" if isinstance(error, CheckpointError) else error.place or "data"
         key = "tokenizer.model" if Path(error.place).suffix == ".model" else key
