@@ -326,12 +326,13 @@ def _check_against(folder: ModelFolder, config: RunConfig) -> None:
         theirs[key], ours[key] = size if size == their_size else n_pieces, size
     if tokenizer.joint:
         del ours["tokenizer.tgt_vocab_size"]
-    unknown = [
+    missing = [
         symbol
         for vocabulary in vocabularies(config)
         for symbol in vocabulary.symbols
         if not tokenizers[vocabulary.sides[0]].has_symbol(symbol)
     ]
+    unknown = [] if config.train.grow_vocab else missing
     theirs["tokenizer.user_symbols"] = [symbol for symbol in tokenizer.user_symbols if symbol not in unknown]
     ours |= {"tokenizer.user_symbols": list(tokenizer.user_symbols)}
     ours |= {"tokenizer.model": tokenizer.model, "tokenizer.tgt_model": tokenizer.tgt_model}
@@ -339,7 +340,8 @@ def _check_against(folder: ModelFolder, config: RunConfig) -> None:
     if initial.language_pieces:
         for of_pieces, one in ((theirs, initial), (ours, config)):
             of_pieces |= {f"data.{name}": value for name, value in one.kept_pieces.items()}
-    unknown += [piece for piece in config.language_pieces if not tokenizers.src.has_control(piece)]
+    if not config.train.grow_vocab:
+        unknown += [piece for piece in config.language_pieces if not tokenizers.src.has_control(piece)]
     wanted = [
         f"{key}: {as_yaml(theirs.get(key))} (here {as_yaml(value)})"
         for key, value in ours.items()
@@ -350,8 +352,9 @@ def _check_against(folder: ModelFolder, config: RunConfig) -> None:
         if unknown:
             whose = "its tokenizer" if wanted else f"the tokenizer of the model in {folder.path}"
             parts.append(f"{whose} does not have {listed(list(dict.fromkeys(unknown)))}")
-        fix = "train from scratch"
+        fix = "set train.grow_vocab to add them"
         if wanted:
             them = "it" if len(wanted) == 1 else "them"
-            fix = f"remove {them} from the config: what it lacks is taken from that model"
+            also = ", or set train.grow_vocab to add what its tokenizer lacks" if unknown else ""
+            fix = f"remove {them} from the config: what it lacks is taken from that model{also}"
         raise ConfigError("train.init_from", "; ".join(parts), fix)

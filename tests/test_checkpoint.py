@@ -424,7 +424,7 @@ def test_a_model_is_found_in_a_run_a_checkpoint_or_a_model_folder(
     with RunFolder(run).held(), pytest.raises(CheckpointError) as caught:  # its data is being prepared
         open_model(run)
     assert str(caught.value) == not_yet
-    (run / "checkpoints").mkdir()
+    (run / "checkpoints").mkdir(parents=True)
     with pytest.raises(CheckpointError) as caught:
         open_model(run)
     assert str(caught.value) == not_yet

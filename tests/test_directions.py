@@ -506,5 +506,27 @@ def test_a_model_without_the_piece_of_a_language_cannot_be_trained_for_it(
     plain["train"]["init_from"] = str(path)
     plain["data"]["train"][1]["tgt_lang"] = plain["data"]["valid"][1]["tgt_lang"] = "cs"
     plain["data"]["test"] = {}
-    with pytest.raises(ConfigError, match=r"does not have <2cs>\. Train from scratch"):
+    with pytest.raises(ConfigError, match=r"does not have <2cs>\. Set train.grow_vocab to add them"):
         prepare(load_config(plain))
+
+
+def test_a_model_grows_for_a_new_language(finished: tuple[RunConfig, Path], tmp_path: Path):
+    config, path = finished
+    plain = _plain(config)
+    plain["train"] |= {"init_from": str(path), "grow_vocab": 20}
+    src, tgt = toy_text(100, 11)
+    lines = write_lines(tmp_path / "cs.en", src), write_lines(tmp_path / "cs.cs", [f"č{line} ř" for line in tgt])
+    plain["data"]["train"].append({"src": str(lines[0]), "tgt": str(lines[1]), "tgt_lang": "cs"})
+    plain["data"]["train"].append({"run": str(path), "src_lang": "en", "tgt_lang": "de"})
+    train_run(load_config(plain), tmp_path / "run")
+    grown = Translator.load(tmp_path / "run", "cpu", "fp32", tgt_lang="cs")
+    assert grown.tokenizers.vocab_size == 420
+    assert grown.first_ids == (400,)
+    assert {"č", "ř"} <= {piece.strip("▁") for piece in grown.tokenizers.src.pieces(range(400, 420))}
+    report = read_evaluation(tmp_path / "run")
+    assert report is not None
+    assert report.manifest is not None
+    facts = PreparedCorpus.open(Path(config.data.prepared_dir, report.manifest.corpus["fingerprint"])).manifest
+    assert facts["tokenizer"]["kind"] == "grown"
+    assert facts["tokenizer"]["added_controls"] == 1
+    assert facts["tokenizer"]["old_lines_cut_differently"] == 0

@@ -72,7 +72,8 @@ def test_all_contradictions_are_named_in_one_error_by_each_command(
         "tokenizer.split_digits: true (here false), tokenizer.character_coverage: 0.9999 (here 0.99), "
         "tokenizer.user_symbols: [] (here [<x>]), tokenizer.model: null (here other.model), "
         "data.train.0.tag: null (here <bt>); its tokenizer does not have <bt> and <x>. "
-        "Remove them from the config: what it lacks is taken from that model."
+        "Remove them from the config: what it lacks is taken from that model, or set train.grow_vocab to add what its "
+        "tokenizer lacks."
     )
     commands: list[Callable[[], object]] = [
         lambda: prepare(config),

@@ -52,6 +52,7 @@ LAYERS: list[set[str]] = [
         "text.clean",
         "text.overlap",
         "text.tokenizer",
+        "text.growth",
         "text.corpus",
         "text.shards",
         "text.prepare",

@@ -644,6 +644,9 @@ class TrainConfig:
     seed: Natural = 1  # Seed of initial weights, order of the data and dropout.
     # Fine-tuning: run folder or model folder whose weights and tokenizer training starts from. null: random weights.
     init_from: InputPath | None = None
+    # Fine-tuning: largest number of pieces that each vocabulary of init_from grows by: tags and symbols that it lacks,
+    # then characters and pieces that are learned from the new text. 0: it stays as it is.
+    grow_vocab: Natural = 0
     validate_every: Changeable[Positive] = 1_500  # Updates between validations.
     validation_beam_size: Changeable[BeamSize] = 1  # Beam size of translations in a validation; 1: greedy search.
     checkpoint_every: Changeable[Positive] = 1_500  # Updates between checkpoints.
@@ -675,6 +678,9 @@ class TrainConfig:
         if self.weight_decay and self.optimizer != "adamw":
             problem = f"is {self.weight_decay}, but {self.optimizer} has no weight decay"
             raise Contradiction("weight_decay", problem, "set train.optimizer to adamw")
+        if self.grow_vocab and self.init_from is None:
+            problem = f"is {self.grow_vocab}, but training does not start from a model whose vocabulary could grow"
+            raise Contradiction("grow_vocab", problem, "set train.init_from, or remove it")
         if self.keep_every is not None and (self.keep_every < 1 or self.keep_every % self.checkpoint_every):
             problem = f"expected a multiple of train.checkpoint_every ({self.checkpoint_every}), got {self.keep_every}"
             raise Contradiction("keep_every", problem)

@@ -9,7 +9,7 @@ Source: Vaswani et al. 2017. The classes of variants name their sources.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import repeat
 from typing import NamedTuple, cast
 
@@ -26,6 +26,10 @@ from mt.model.kernels import Kernels, Layer, separate
 from mt.model.positions import POSITIONS, Positions
 
 VOCAB_MULTIPLE = 128  # the number of rows of an embedding is a multiple of it, for fast matrix products
+
+
+def _n_rows(vocab_size: int) -> int:
+    return -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
 
 class ModelOutput(NamedTuple):
@@ -86,7 +90,7 @@ class Transformer(nn.Module):
         self.reset_parameters()
 
     def _embedding(self, vocab_size: int) -> nn.Embedding:
-        return nn.Embedding(-(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE, self.config.d_model)
+        return nn.Embedding(_n_rows(vocab_size), self.config.d_model)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -238,3 +242,26 @@ class Transformer(nn.Module):
     def _embed(self, side: int, ids: Tensor, positions: Tensor, max_positions: int) -> Tensor:
         rows = self.drop_words(self.embeddings[side](ids))
         return self.positions(rows, positions, max_positions, self.dtype, self.dropout)
+
+
+def grown_weights(
+    weights: Mapping[str, Tensor], vocab_size: VocabSizes, spelled: Sequence[Sequence[Sequence[int]]]
+) -> dict[str, Tensor]:
+    """Return the weights of a model with rows for new pieces; all other weights and rows are unchanged.
+
+    The row of a new piece is the mean of the rows of the old pieces that spell it, and of all rows if there are none.
+
+    Args:
+        weights: all parameters by name.
+        vocab_size: of these weights, without new pieces.
+        spelled: for the source's and the target's vocabulary, the ids of the old pieces that spell each new piece.
+    """
+    sides = {"src_embedding.weight": 0, "embedding.weight": 1, "output_embedding.weight": 1}
+    grown = dict(weights)
+    for name in sides.keys() & weights.keys():
+        n_old, new = of_both_sides(vocab_size)[sides[name]], spelled[sides[name]]
+        old = weights[name][:n_old]  # [V, D]
+        rows = [old[list(ids)].mean(0) if ids else old.mean(0) for ids in new]
+        grown[name] = old.new_zeros(_n_rows(n_old + len(new)), old.shape[1])
+        grown[name][: n_old + len(new)] = torch.cat([old, *(row[None] for row in rows)])
+    return grown

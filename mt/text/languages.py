@@ -72,6 +72,8 @@ EXPECTED: dict[str, frozenset[str]] = {
 
 
 _SCRIPTS = sorted(frozenset().union(*EXPECTED.values()))
+_ALL_SCRIPTS = ["Common", "Inherited", *_SCRIPTS]
+_SCRIPT = regex.compile("|".join(rf"(\p{{Script={script}}})" for script in _ALL_SCRIPTS))
 # Scripts written without spaces between words, and about how many of their characters make a word.
 _UNSPACED_SCRIPTS = frozenset(
     ["Bopomofo", "Han", "Hiragana", "Katakana", "Khmer", "Lao", "Myanmar", "Thai", "Tibetan", "Yi"]
@@ -214,6 +216,13 @@ def n_words(text: str) -> int:
 def units_of(text: str) -> list[str]:
     """Split a text at spaces; in scripts without spaces, each character is a separate unit."""
     return text.split() if text.isascii() else _UNITS.findall(text)
+
+
+@cache
+def script_of(character: str) -> str:
+    """Return the Unicode script of a character, also `Common` or `Inherited`; `Other` if it is not listed here."""
+    found = _SCRIPT.match(character)
+    return _ALL_SCRIPTS[found.lastindex - 1] if found else "Other"
 
 
 def main_script(text: str) -> str:

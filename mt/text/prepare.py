@@ -50,13 +50,16 @@ from mt.text.corpus import (
     with_tag,
     write_parallel_ids,
 )
+from mt.text.growth import fraction_cut_differently, grow_model, tokens_per_word
 from mt.text.normalise import NORMALISER_VERSION, Normalisers
 from mt.text.overlap import HeldOut, NgramOverlap
 from mt.text.reader import Chunk, CorpusReader, SentencePair
 from mt.text.rehearsal import check_rehearsal, check_removed, clean_sample, rehearse
+from mt.text.replay import lines_of_run
 from mt.text.sample import SAMPLED_PAIRS, STRETCH_LINES, Sample, Sampler
 from mt.text.tokenizer import (
     MAX_WORD_BYTES,
+    Tokenizer,
     Tokenizers,
     Vocabulary,
     adopt_model,
@@ -74,6 +77,7 @@ MAX_VALIDATION_TOKENS = 4_096  # the memory of a validation grows with the squar
 # Lower edges of the bars in the report's histogram of source tokens per target token.
 LENGTH_RATIOS = (0.0, 0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.11, 1.25, 1.5, 2.0, 4.0)
 _OF_MANIFEST = ("train", "valid", "valid_sets", "test", "tokenizer", "findings")  # facts that the manifest repeats
+LINES_TO_CUT = 10_000  # of the text of a model whose vocabulary grows, to see how many are cut differently
 _PAIRS_AT_ONCE = 1_000  # read before long ones are cut
 _DAYS_KEPT = 7  # for the finished shards of an interrupted preparation
 _TOKENISED = 25  # stretches of a sample that are enough to check the tokenizer
@@ -148,7 +152,8 @@ def _tokenizer_fingerprint(config: RunConfig, given: Sequence[Path]) -> Any:
         except OSError as error:
             fix = f"correct tokenizer.{key}, or remove it to train a tokenizer"
             raise DataError(path, f"the tokenizer cannot be read ({error.strerror})", fix) from None
-    return [*digests, settings.user_symbols]
+    growth = [config.train.grow_vocab, settings.sample_lines] if given and config.train.grow_vocab else []
+    return [*digests, settings.user_symbols, *growth]
 
 
 def prepare_corpus(config: RunConfig, given: Sequence[Path] = ()) -> PreparedCorpus:
@@ -159,7 +164,8 @@ def prepare_corpus(config: RunConfig, given: Sequence[Path] = ()) -> PreparedCor
     Memory does not grow with the corpus, except for two bytes a pair and the words of the tokenizer's sample.
 
     Args:
-        given: the tokenizer files of the model that training starts from, see `tokenizer_paths`; used unchanged.
+        given: the tokenizer files of the model that training starts from, see `tokenizer_paths`; used unchanged,
+            unless `train.grow_vocab` is set.
     Raises:
         DataError: a corpus is missing, unreadable or not parallel, no pairs are left, or more of a corpus would be
             removed than `data.clean.max_removed` allows.
@@ -495,9 +501,12 @@ class _Builder:
         elif not self.given:
             facts = {"kind": settings.kind, "character_coverage": settings.character_coverage}
             facts |= {"split_digits": settings.split_digits, "lines": n_lines, "skipped_words": 0}
+        growths: list[dict[str, int | float]] = []
         for i, vocabulary in enumerate(made_from):
             path = self.folder / vocabulary.file_name
-            if self.given:
+            if self.given and self.config.train.grow_vocab:
+                growths.append(self._grow(vocabulary, words, self.given[i], path))
+            elif self.given:
                 shutil.copyfile(self.given[i], path)
             elif vocabulary.settings.model is not None:
                 adopted = adopt_model(Path(vocabulary.settings.model), vocabulary.symbols, vocabulary.controls)
@@ -509,8 +518,34 @@ class _Builder:
                     self._train_tokenizer(vocabulary, counts, n_lines * len(vocabulary.sides) // 2, trained)
                 shutil.copyfile(trained, path)
                 facts["skipped_words"] += n_skipped_words(counts)
+        if growths:
+            by_key = {key: [growth[key] for growth in growths] for key in growths[0]}
+            facts = {"kind": "grown"} | {key: of[0] if len(of) == 1 else of for key, of in by_key.items()}
         tokenizers = Tokenizers.load(tokenizer_paths(self.folder))
         return tokenizers, {**facts, "vocab_size": tokenizers.vocab_size, "symbols": list(self.config.symbols)}
+
+    def _grow(
+        self, vocabulary: Vocabulary, words: Sequence[Counter[str]], given: Path, path: Path
+    ) -> dict[str, int | float]:
+        """Write the grown tokenizer; return what was added, and the tokens a word before and after on the new text."""
+        name = f"{vocabulary.name} vocabulary".lstrip()
+        counts = reduce(add, (words[side] for side in vocabulary.sides))
+        old, n = given.read_bytes(), self.config.train.grow_vocab
+        _log.info(f"growing the {name} by up to {n:,} pieces on {len(counts):,} distinct words")
+        growth = grow_model(old, counts, n, controls=vocabulary.controls, symbols=vocabulary.symbols)
+        path.write_bytes(growth.model)
+        before, after = (tokens_per_word(model, counts) for model in (old, growth.model))
+        added = [f"{number:,} {key.removeprefix('added_')}" for key, number in growth.facts.items() if number]
+        tokens = f"its text takes {after:.2f} tokens per word, {before:.2f} before"
+        _log.info(f"{name}: {listed(added) if added else 'nothing'} added; {tokens}")
+        facts = growth.facts | {"fertility_before": before}
+        with suppress(DataError):  # the text of the old model is known only if it is that of a run
+            lines = lines_of_run(Path(str(self.config.train.init_from)), vocabulary.sides, LINES_TO_CUT)
+            facts["old_lines_cut_differently"] = fraction_cut_differently(
+                Tokenizer(old), Tokenizer(growth.model), lines
+            )
+            _log.info(f"{name}: {facts['old_lines_cut_differently']:.1%} of the old lines are cut differently")
+        return facts
 
     def _train_tokenizer(self, vocabulary: Vocabulary, words: Counter[str], n_lines: int, path: Path) -> None:
         settings, n_skipped = vocabulary.settings, n_skipped_words(words)

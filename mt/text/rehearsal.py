@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -18,6 +19,7 @@ from mt.errors import ConfigError, statement
 from mt.text.checks import FEWEST_PAIRS, Finding, Level, percent, quoted, rounded, warning
 from mt.text.clean import RULES, Cleaner, Tally, removed_text
 from mt.text.corpus import SIDES
+from mt.text.growth import grow_model
 from mt.text.overlap import HeldOut, folded_all
 from mt.text.reader import SentencePair
 from mt.text.sample import Sample
@@ -123,27 +125,42 @@ def clean_sample(sample: Sample, config: RunConfig, held_out: HeldOut | None = N
     return CleanedSample(sample, pairs, tally, seconds)
 
 
-def rehearse(config: RunConfig, cleaned: Sequence[CleanedSample], given: Tokenizers | None) -> Rehearsal:
+def rehearse(
+    config: RunConfig, cleaned: Sequence[CleanedSample], given: Tokenizers | None, n_grown: int = 0
+) -> Rehearsal:
     """Encode a part of each cleaned sample.
 
     Args:
         given: tokenizers to use; otherwise they are trained on the samples.
+        n_grown: most pieces that each given tokenizer grows by, on the samples.
     Raises:
         ConfigError: the samples are the whole corpus, and the vocabulary size does not fit it.
     """
     started_at = time.perf_counter()
-    tokenizers = given or Tokenizers.of([_trained(vocabulary, cleaned) for vocabulary in vocabularies(config)])
+    made_from = vocabularies(config)
+    if given and n_grown:
+        given = Tokenizers.of([_grown(given[one.sides[0]], one, n_grown, cleaned) for one in made_from])
+    tokenizers = given or Tokenizers.of([_trained(vocabulary, cleaned) for vocabulary in made_from])
     tokenizer_seconds = 0.0 if given else time.perf_counter() - started_at
     encoded = tuple(_encoded(sample, tokenizers, config.data.max_tokens) for sample in cleaned)
     vocab_size = given.vocab_size if given else config.tokenizer.vocab_sizes
     return Rehearsal(encoded, tokenizers, vocab_size, tokenizer_seconds)
 
 
+def _words(vocabulary: Vocabulary, cleaned: Sequence[CleanedSample]) -> Counter[str]:
+    return count_words(pair[:2][side] for sample in cleaned for pair in sample.pairs for side in vocabulary.sides)
+
+
+def _grown(old: Tokenizer, vocabulary: Vocabulary, n: int, cleaned: Sequence[CleanedSample]) -> Tokenizer:
+    added = {"controls": vocabulary.controls, "symbols": vocabulary.symbols}
+    return Tokenizer(grow_model(old.model, _words(vocabulary, cleaned), n, **added).model)
+
+
 def _trained(vocabulary: Vocabulary, cleaned: Sequence[CleanedSample]) -> Tokenizer:
     """Train a tokenizer of the configured size; if the samples are only a part of the corpus, perhaps a smaller one."""
     settings, first_error = vocabulary.settings, None
     is_whole = all(sample.sample.is_whole for sample in cleaned)
-    words = count_words(pair[:2][side] for sample in cleaned for pair in sample.pairs for side in vocabulary.sides)
+    words = _words(vocabulary, cleaned)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokenizer.model"
         while True:
@@ -247,7 +264,8 @@ def _bytes_and_unknown(source: EncodedSample, tokenizers: Tokenizers, config: Ru
         vocabulary = next(one for one in vocabularies(config) if side in one.sides)
         fix = f"raise tokenizer.character_coverage or {vocabulary.size_key}"
         if is_given:
-            fix = "use a tokenizer that was trained on similar text"
+            grow = "" if config.train.init_from is None else "raise train.grow_vocab, or "
+            fix = f"{grow}use a tokenizer that was trained on similar text"
         n_tokens = max(1, int(counts.sum()))
         unknown_share = int(counts[UNK_ID]) / n_tokens
         if unknown_share > _MANY_UNKNOWN:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -59,6 +59,23 @@ class RunReader(CorpusReader):
             problem = f"has no training text from {self.langs[0]} to {self.langs[1]}"
             raise DataError(self.corpus.run, problem, f"set src_lang and tgt_lang of this entry to one of {has}")
         return corpus, np.concatenate(parts)
+
+
+def lines_of_run(run: Path, sides: Sequence[int], n: int) -> list[str]:
+    """Return up to `n` lines of the training text of a run, spread evenly over it.
+
+    Args:
+        sides: 0 for the source, 1 for the target; the lines are shared between them.
+    Raises:
+        DataError: see `_opened`.
+    """
+    corpus, _ = _opened(run)
+    tokenizers, lines = Tokenizers.load(corpus.tokenizer_paths), list[str]()
+    for side in sides:
+        ids = (corpus.train.src, corpus.train.tgt)[side]
+        every = max(1, len(ids) * len(sides) // n)
+        lines += tokenizers[side].decode_batch(ids[i].tolist() for i in range(0, len(ids), every))
+    return lines
 
 
 @lru_cache(maxsize=4)

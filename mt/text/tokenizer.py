@@ -37,7 +37,7 @@ WORD_START = "▁"  # how SentencePiece writes a space
 _CUT = "<pad>"
 # Text that no piece may contain. The trainer itself reads a tab as the end of the word, skips words with U+2585, and
 # fails on a zero byte.
-_CUTTING = r"[\0\t\n\r\u2585]|</?s>|<pad>|<unk>|<0x[0-9A-F]{2}>"
+CUTTING = r"[\0\t\n\r\u2585]|</?s>|<pad>|<unk>|<0x[0-9A-F]{2}>"
 # The ends of digits that the trainer's own split_digits does not know: all but 0 to 9.
 _DIGIT_ENDS = r"(?<=[^\D0-9])|(?=[^\D0-9])"
 _LEAST_COVERAGE = 0.98  # the smallest character coverage that the trainer accepts
@@ -58,7 +58,7 @@ _TRAINER_SETTINGS = {
 }
 _LINE_BREAKERS = frozenset("\0\n\r")
 N_LONGEST = 10  # longest pieces that `vocabulary_facts` shows
-_WORDS_PER_BATCH = 50_000  # encoded together
+WORDS_PER_BATCH = 50_000  # encoded together
 
 
 class Tokenizer:
@@ -82,6 +82,11 @@ class Tokenizer:
             problem = f"was not made by mt, which needs pad, unk, bos and eos as pieces {PAD_ID} to {EOS_ID}"
             raise CheckpointError(path, problem, "to use this model, set tokenizer.model to it and prepare the corpus")
         return tokenizer
+
+    @property
+    def model(self) -> bytes:
+        """The serialised SentencePiece model."""
+        return self._processor.serialized_model_proto()
 
     @property
     def _has_our_ids(self) -> bool:
@@ -286,7 +291,7 @@ def train_tokenizer(
         "vocab_size": config.vocab_size,
         "character_coverage": 1.0 if config.character_coverage < _LEAST_COVERAGE else config.character_coverage,
         "split_digits": config.split_digits,
-        "user_defined_symbols": list(chain.from_iterable(map(_symbol_pieces, symbols))),
+        "user_defined_symbols": list(chain.from_iterable(map(symbol_pieces, symbols))),
         "control_symbols": list(controls),
         **_TRAINER_SETTINGS,
     }
@@ -303,15 +308,16 @@ def train_tokenizer(
 
 def n_skipped_words(word_counts: Mapping[str, int]) -> int:
     """Return how many words training leaves out because they have more than MAX_WORD_BYTES, repetitions counted."""
-    return sum(count for word, count in word_counts.items() if _is_too_long(word))
+    return sum(count for word, count in word_counts.items() if is_too_long(word))
 
 
-def _is_too_long(word: str) -> bool:
+def is_too_long(word: str) -> bool:
+    """Return whether training leaves the word out, see MAX_WORD_BYTES."""
     # A character takes at most 4 bytes, so most words need not be encoded to be measured.
     return 4 * len(word) > MAX_WORD_BYTES and len(word.encode()) > MAX_WORD_BYTES
 
 
-def _symbol_pieces(symbol: str) -> tuple[str, str]:
+def symbol_pieces(symbol: str) -> tuple[str, str]:
     """Return the two pieces of a symbol: with a space before it, and without.
 
     Without the first one, the space would be a separate piece.
@@ -324,14 +330,14 @@ def _trainer_lines(
 ) -> Iterator[bytes]:
     """Yield `word<TAB>count`, sorted. Text that no piece may contain, and rare characters if needed, become `_CUT`."""
     coverage = config.character_coverage
-    pieces = sorted(chain(controls, *map(_symbol_pieces, symbols)), key=len, reverse=True)
-    cutting = "|".join([_CUTTING, *map(re.escape, pieces), *([_DIGIT_ENDS] if config.split_digits else [])])
+    pieces = sorted(chain(controls, *map(symbol_pieces, symbols)), key=len, reverse=True)
+    cutting = "|".join([CUTTING, *map(re.escape, pieces), *([_DIGIT_ENDS] if config.split_digits else [])])
     if coverage < _LEAST_COVERAGE:
         required = _required_characters(counts, coverage, re.compile(cutting))
         cutting += f"|[^{re.escape(''.join(required))}]"
     pattern = re.compile(cutting)
     for word in sorted(counts):
-        if word and not _is_too_long(word):
+        if word and not is_too_long(word):
             yield f"{pattern.sub(_CUT, word)}\t{counts[word]}\n".encode()
 
 
@@ -339,7 +345,7 @@ def _required_characters(counts: Mapping[str, int], coverage: float, cutting: re
     """Yield the most frequent characters, which make up the fraction `coverage` of the text, as the trainer does."""
     characters: Counter[str] = Counter()
     for word, count in counts.items():
-        if word and not _is_too_long(word):
+        if word and not is_too_long(word):
             for character in cutting.sub("\t", WORD_START + word):  # the trainer counts a cut as a character
                 characters[character] += count
     total, covered = sum(characters.values()), 0
@@ -416,7 +422,7 @@ def adopt_model(path: Path, symbols: Sequence[str], controls: Sequence[str] = ()
         if symbol in by_text:
             by_text[symbol].type = Piece.USER_DEFINED
         else:
-            new = (text for text in _symbol_pieces(symbol) if text not in by_text)
+            new = (text for text in symbol_pieces(symbol) if text not in by_text)
             others += [Piece(piece=text, score=0.0, type=Piece.USER_DEFINED) for text in new]
     others += [Piece(piece=control, score=0.0, type=Piece.CONTROL) for control in added]
     # Copies, because the model's own pieces are deleted next.
@@ -481,7 +487,7 @@ def _side_facts(tokenizer: Tokenizer, word_counts: Mapping[str, int]) -> tuple[d
     n_words = n_spaced = n_distinct_words = n_split_words = n_characters = 0
     n_uses = np.zeros(tokenizer.vocab_size, dtype=np.int64)
     items = ((word, count) for word, count in word_counts.items() if word)
-    while batch := list(islice(items, _WORDS_PER_BATCH)):
+    while batch := list(islice(items, WORDS_PER_BATCH)):
         words = [word for word, _ in batch]
         counts = np.array([count for _, count in batch], dtype=np.int64)
         ids = tokenizer.encode_batch(words)

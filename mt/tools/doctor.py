@@ -136,7 +136,7 @@ def _rehearse(
             findings += check_removed(one.sample.key, one.sample.corpus, one.tally, config.data.clean)
         if any(finding.check == "preparing" for finding in findings):
             return None
-        rehearsal = rehearse(config, cleaned, given)
+        rehearsal = rehearse(config, cleaned, given, config.train.grow_vocab)
     except MTError as error:
         findings.append(_failure(error))
         return None

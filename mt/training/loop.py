@@ -21,6 +21,7 @@ from mt.config.settings import RunConfig, TrainConfig, parse_duration
 from mt.data.packing import PlanState
 from mt.errors import CheckpointError, ConfigError, TrainingError
 from mt.evaluation.tokenization import chosen_tokenizers
+from mt.model.transformer import grown_weights
 from mt.run_folder import RunFolder, initial_model, quarantine_checkpoint, schedule_start
 from mt.system.device import hardware
 from mt.system.distributed import SINGLE_PROCESS, Ranks
@@ -30,6 +31,7 @@ from mt.system.provenance import source_commit, versions
 from mt.system.signals import Received, caught_signals
 from mt.text.corpora import readers_of
 from mt.text.corpus import PreparedCorpus
+from mt.text.growth import spellings
 from mt.text.sentences import UsualLines
 from mt.text.tokenizer import Tokenizers
 from mt.training.engine import Engine, OutOfMemory, StepResult, Update
@@ -441,9 +443,20 @@ class Trainer:
         return None
 
     def _take_first_weights(self) -> None:
-        """Take the weights of the model in `train.init_from`, if there is one; see `initial_model`."""
-        if (folder := initial_model(self.config)) is not None:
-            self.engine.load(folder.load_weights(), None, folder.path)
+        """Take the weights of the model in `train.init_from`, if there is one, with rows for new pieces.
+
+        See `initial_model`.
+        """
+        if (folder := initial_model(self.config)) is None:
+            return
+        weights = folder.load_weights()
+        if self.config.train.grow_vocab:
+            pairs = zip(folder.tokenizer_paths, self.corpus.tokenizer_paths, strict=True)
+            known = folder.config.language_pieces
+            like = dict.fromkeys(self.config.language_pieces, known[0]) if known else None
+            spelled = [spellings(old.read_bytes(), grown.read_bytes(), like) for old, grown in pairs]
+            weights = grown_weights(weights, folder.vocab_size, (spelled[0], spelled[-1]))
+        self.engine.load(weights, None, folder.path)
 
     def _take_bleu_tokenizer(self) -> None:
         """Take the tokenizer of BLEU. An earlier version may have computed the scores so far with another one."""
