@@ -829,9 +829,10 @@ def config_list() -> None:
     """List the configs that ship with mt, and their purpose."""
     from mt.config.loading import shipped_configs
 
+    width = max(len(path.name) for path in shipped_configs()) + 2
     for path in shipped_configs():
         purpose = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
-        _print(f"{path.name:<16}{purpose}")
+        _print(f"{path.name:<{width}}{purpose}")
 
 
 @config_commands.command("show")

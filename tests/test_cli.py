@@ -1177,7 +1177,7 @@ def test_explain_writes_the_page(run: Run, monkeypatch: pytest.MonkeyPatch):
     assert Path("page.html").read_text(encoding="utf-8") == "<p>('m', 'ä', 'b', 'cpu', 'fp32', None, None)</p>\n"
     assert run(*given, "--src", "ä") == (2, "", exists("page.html"))
     assert run(*given, "--src", "ä", "--overwrite") == (0, "", "")
-    assert Path("page.html").read_text(encoding="utf-8") == "<p>('m', 'ä', None, 'auto', 'auto')</p>\n"
+    assert Path("page.html").read_text(encoding="utf-8") == "<p>('m', 'ä', None, 'auto', 'auto', None, None)</p>\n"
     Path("page.html").unlink()
     assert run(*given, "--src", "") == (2, "", "error: --src is blank. Give a sentence.\n")
     assert not Path("page.html").exists()

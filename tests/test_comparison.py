@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from mt.cli import app
-from mt.config.settings import TokenizerConfig
 from mt.errors import ConfigError
 from mt.evaluation.comparison import System, compare_systems, setting_differences, significance_groups
 from mt.evaluation.findings import EvalOptions
@@ -379,7 +378,7 @@ def test_a_tokenizer_that_was_given_does_not_differ_in_its_settings(
 ):
     monkeypatch.chdir(tmp_path)
     config = toy_config(tmp_path / "text", max_steps=1, init_from=str(runs / "long"))
-    train_run(replace(config, tokenizer=TokenizerConfig()), Path("tuned"))
+    train_run(config, Path("tuned"))
     capsys.readouterr()
     assert mt_compare(runs / "long", "tuned", "--samples", "200", "--metric", "bleu") == 0
     out = capsys.readouterr().out
