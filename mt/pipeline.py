@@ -20,7 +20,7 @@ from mt.config.settings import BleuTokenizer, RunConfig
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.evaluation.findings import EvalOptions, evaluate
 from mt.evaluation.report_files import HTML_NAME, read_evaluation, write_report
-from mt.evaluation.runs import RunArtifacts, basis_of, text_checksum
+from mt.evaluation.runs import RunArtifacts, basis_of
 from mt.evaluation.scores import TranslatedSet, score_corpus
 from mt.evaluation.tokenization import chosen_tokenizers
 from mt.report.facts import Evaluation
@@ -220,7 +220,7 @@ def _add_tests(config: RunConfig, at_first: RunConfig, corpus: PreparedCorpus, r
             raise ConfigError(f"data.test.{name}.tag", f"is {tag}, which the tokenizer of this run does not know", fix)
         has_copy = name in known and run.added_test(name).is_file()
         try:
-            fingerprint = [reader.fingerprint(), tag]
+            fingerprint = [reader.fingerprint(), tag, *(entry.direction if len(config.directions) > 1 else ())]
         except DataError:
             if not has_copy or run.read_config().tests.get(name) != entry:
                 raise
@@ -323,13 +323,13 @@ def _evaluate_run(config: RunConfig, corpus: PreparedCorpus, run: RunFolder, pro
     artifacts = RunArtifacts.of(run.model)
     pairs = {**corpus.valid_sets, **artifacts.test_pairs(list(config.tests))}
     facts = _facts_of_training(config, artifacts, progress)
-    facts["texts"] = {name: text_checksum(one) for name, one in pairs.items()}
+    directions = artifacts.directions(pairs)
+    facts["texts"] = {name: artifacts.text_checksum(one, directions[name]) for name, one in pairs.items()}
     existing = read_evaluation(run.path)
     if existing is not None and all(getattr(existing, name) == value for name, value in facts.items()):
         return existing
-    directions = artifacts.directions(pairs)
     sets = {
-        name: replace(one, tokenize=artifacts.bleu_tokenizer(directions[name]))
+        name: replace(one, tokenize=artifacts.bleu_tokenizer(directions[name], config.eval.bleu_tokenize))
         for name, one in _translated_sets(config, pairs, artifacts, run).items()
     }
     checksums = {name: file_checksum(run.translation(name)) for name in sets}

@@ -37,7 +37,7 @@ class _Start(Facts):
 class _AddedTest(Facts):
     source: str
     pairs: int
-    fingerprint: list[str | None]  # of the text, and the tag
+    fingerprint: list[str | None]  # of the text, the tag, and the languages if the model has several
     in_training: int  # pairs with a side in the training text
 
 
@@ -272,7 +272,7 @@ def initial_model(config: RunConfig) -> ModelFolder | None:
     """Return the model that training starts from, if `train.init_from` names one.
 
     Raises:
-        CheckpointError: see `open_model`.
+        CheckpointError: see `open_model`; or its tokenizer has no piece for a language.
         ConfigError: its weights have another shape than `model` says, or `tokenizer.joint` differs.
     """
     if config.train.init_from is None:
@@ -285,4 +285,6 @@ def initial_model(config: RunConfig) -> ModelFolder | None:
             f"remove {'it' if len(differing) == 1 else 'them'} from the config: what it lacks is taken from that model"
         )
         raise ConfigError("train.init_from", f"the model in {folder.path} needs {wanted}", fix)
+    if config.language_pieces:
+        folder.load_tokenizers().src.ids_of(config.language_pieces)
     return folder
