@@ -402,30 +402,16 @@ def translate(
     )
 
     def load() -> Translator:
+        how: dict[str, Any] = {"retries": retries, "split_sentences": split_sentences}
+        how |= {"src_lang": src_lang, "tgt_lang": tgt_lang}
         if backend == "ctranslate2":
             from mt.export.ctranslate2 import load_translator
 
-            return load_translator(
-                model,
-                device,
-                precision,
-                retries=retries,
-                split_sentences=split_sentences,
-                src_lang=src_lang,
-                tgt_lang=tgt_lang,
-            )
-        from mt.decode.translator import Translator
+            translator = load_translator(model, device, precision, **how)
+        else:
+            from mt.decode.translator import Translator
 
-        translator = Translator.load(
-            model,
-            device,
-            precision,
-            retries=retries,
-            split_sentences=split_sentences,
-            n_processes=None,
-            src_lang=src_lang,
-            tgt_lang=tgt_lang,
-        )
+            translator = Translator.load(model, device, precision, n_processes=None, **how)
         translator.require_direction()
         return translator
 

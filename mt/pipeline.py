@@ -21,7 +21,7 @@ from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.evaluation.command import as_read_by
 from mt.evaluation.findings import EvalOptions, evaluate
 from mt.evaluation.report_files import HTML_NAME, read_evaluation, write_report
-from mt.evaluation.runs import RunArtifacts, basis_of, text_checksum
+from mt.evaluation.runs import RunArtifacts, basis_of
 from mt.evaluation.scores import TranslatedSet, score_corpus
 from mt.evaluation.tokenization import chosen_tokenizers
 from mt.report.facts import Evaluation
@@ -221,7 +221,7 @@ def _add_tests(config: RunConfig, at_first: RunConfig, corpus: PreparedCorpus, r
             raise ConfigError(f"data.test.{name}.tag", f"is {tag}, which the tokenizer of this run does not know", fix)
         has_copy = name in known and run.added_test(name).is_file()
         try:
-            fingerprint = [reader.fingerprint(), tag]
+            fingerprint = [reader.fingerprint(), tag, *(entry.direction if len(config.directions) > 1 else ())]
         except DataError:
             if not has_copy or run.read_config().tests.get(name) != entry:
                 raise
@@ -335,13 +335,13 @@ def _evaluate_run(config: RunConfig, corpus: PreparedCorpus, run: RunFolder, pro
     directions = artifacts.directions(pairs)
     initial = _initial_artifacts(config)
     if initial is not None:
-        known = {*map(text_checksum, pairs.values())}
-        theirs = {name: one for name, one in _tests_of(initial, config).items() if text_checksum(one) not in known}
-        named = {f"{initial.folder.config.name}.{name}": name for name in theirs}
-        pairs |= {new: theirs[name] for new, name in named.items()}
-        directions |= {new: initial.directions(theirs)[name] for new, name in named.items()}
+        known = [(one, directions[name]) for name, one in pairs.items()]
+        for name, theirs in _tests_of(initial, config).items():
+            if (theirs, direction := initial.directions([name])[name]) not in known:
+                pairs[new := f"{initial.folder.config.name}.{name}"] = theirs
+                directions[new] = direction
     facts = _facts_of_training(config, artifacts, progress)
-    facts["texts"] = {name: text_checksum(one) for name, one in pairs.items()}
+    facts["texts"] = {name: artifacts.text_checksum(one, directions[name]) for name, one in pairs.items()}
     existing = read_evaluation(run.path)
     if config.train.init_from is not None and initial is None and existing is not None:
         facts["texts"] = {**(existing.texts or {}), **facts["texts"]}  # the comparison with a model that is gone stays
@@ -350,7 +350,11 @@ def _evaluate_run(config: RunConfig, corpus: PreparedCorpus, run: RunFolder, pro
     tests = {name: one for name, one in pairs.items() if name not in corpus.valid_sets}
     baselines = {} if initial is None else _translations_of(initial, config, tests, directions, artifacts)
     sets = {
-        name: replace(one, tokenize=artifacts.bleu_tokenizer(directions[name]), baseline=baselines.get(name))
+        name: replace(
+            one,
+            tokenize=artifacts.bleu_tokenizer(directions[name], config.eval.bleu_tokenize),
+            baseline=baselines.get(name),
+        )
         for name, one in _translated_sets(config, pairs, directions, artifacts, run).items()
     }
     checksums = {name: file_checksum(run.translation(name)) for name in sets}
@@ -436,9 +440,12 @@ def _translations_of(
 ) -> dict[str, Sequence[str]]:
     """Return the translations of test sets by the model that training started from: stored ones, or new ones."""
     theirs = _tests_of(initial, config)
-    stored = initial.kept_translations(theirs, initial.directions(theirs))
-    by_text = {text_checksum(theirs[name]): one.hypotheses for name, one in stored.items()}
-    found = {name: by_text[text] for name, one in tests.items() if (text := text_checksum(one)) in by_text}
+    stored = initial.kept_translations(theirs, of_theirs := initial.directions(theirs))
+    found: dict[str, Sequence[str]] = {}
+    for name, pairs in tests.items():
+        for their_name, one in stored.items():
+            if (pairs, directions[name]) == (theirs[their_name], of_theirs[their_name]):
+                found[name] = one.hypotheses
     new = {
         name: pairs
         for name, pairs in as_read_by(initial, tests, artifacts).items()

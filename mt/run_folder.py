@@ -39,7 +39,7 @@ class _Start(Facts):
 class _AddedTest(Facts):
     source: str
     pairs: int
-    fingerprint: list[str | None]  # of the text, and the tag
+    fingerprint: list[str | None]  # of the text, the tag, and the languages if the model has several
     in_training: int  # pairs with a side in the training text
 
 

@@ -151,6 +151,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"data.valid": []}, "data.valid: expected a list of at least one corpus, got an empty list"),
     ({"data.valid": None}, "data.valid: expected a corpus such as {src: FILE, tgt: FILE} or a list, got null"),
     ({"data.valid.0.sr": "x"}, "data.valid.0.sr: unknown key, did you mean src?"),
+    (
+        {"data.valid.1.tag": "<2fr>"},
+        "data.valid.1.tag is <2fr>, the piece of a language, which mt adds itself. Remove it.",
+    ),
+    (
+        {"data.train.1.tgt_lang": "../fr"},
+        "data.train.1 has languages that are not codes: en and ../fr. Write codes such as de, zh_Hans or pt-BR.",
+    ),
 ]
 
 
@@ -183,6 +191,13 @@ def test_the_temperature_makes_small_directions_more_frequent_and_keeps_the_size
     small = replace(mixed.data.train[1], weight=3.0)
     weighted = replace(mixed, data=replace(mixed.data, train=(mixed.data.train[0], small)))
     assert weighted.weights(sizes) == pytest.approx([weights[0], weights[1], 3 * weights[2]])
+
+
+def test_a_direction_without_pairs_has_a_weight_and_changes_no_other(tmp_path: Path):
+    config = several(tmp_path, data={"mix_temperature": 2.0})
+    weights = config.weights([400, 100, 0])
+    assert np.multiply(weights, [400, 100, 0]) == pytest.approx([1000 / 3, 500 / 3, 0])
+    assert config.weights([0, 0, 0]) == [1.0, 1.0, 1.0]
 
 
 def test_corpora_of_one_direction_share_its_probability(tmp_path: Path):
@@ -287,6 +302,14 @@ def test_the_languages_are_part_of_the_identity_of_a_corpus_and_the_temperature_
     assert prepare(marked).folder != prepare(replace(config, data=replace(config.data, test={}))).folder
     one = toy_config(tmp_path)
     assert prepare(replace(one, data=replace(one.data, source_language_piece=True))).folder != prepare(one).folder
+
+
+def test_equal_pairs_of_two_directions_are_not_duplicates(tmp_path: Path):
+    config = several(tmp_path)
+    assert prepare(config).corpus_sizes == (300, 300, 149)  # folded, the toy languages en and de are the same text
+    into_cs = replace(config.data.train[0], tgt_lang="cs", both_directions=False)
+    again = replace(config, data=replace(config.data, train=(*config.data.train, into_cs, into_cs)))
+    assert prepare(again).corpus_sizes == (300, 300, 149, 300, 0)
 
 
 RUSSIAN = ["Собака бежит по зелёной траве в парке", "Двое мужчин сидят на скамейке у реки"]
@@ -404,7 +427,10 @@ def test_a_translator_reads_the_piece_of_its_target_language(finished: tuple[Run
     assert all(tuple(ids[:1]) == german.first_ids and len(ids) <= config.data.max_tokens for ids in seen)
     scores = [next(Scorer(one).score([("bar dest", "BAR DEST")])).log_prob for one in (german, french)]
     assert scores[0] != scores[1]
-    assert next(Scorer(german).score([("", ""), ("bar", "BAR")])).log_prob == 0.0
+    blank, missing = Scorer(german).score([("", ""), ("", german.tokenizers.tgt.pieces([300])[0])])
+    assert (blank.log_prob, blank.n_tokens) == (0.0, 0)
+    assert missing.log_prob < 0
+    assert missing.n_tokens == 2
 
 
 def test_alignments_leave_out_the_pieces_of_languages(finished: tuple[RunConfig, Path]):
@@ -427,6 +453,16 @@ CHOSEN = [
 @pytest.mark.parametrize(("langs", "direction"), CHOSEN)
 def test_a_language_may_be_left_out_if_it_is_clear(tmp_path: Path, langs: tuple[str, str], direction: Direction):
     assert chosen_direction(several(tmp_path), *langs) == direction
+
+
+def test_a_language_that_fits_two_variants_is_not_clear(tmp_path: Path):
+    plain = _plain(several(tmp_path))
+    for lang in ("pt-BR", "pt-PT"):
+        plain["data"]["train"].append({**plain["data"]["train"][1], "tgt_lang": lang})
+    config = load_config(plain)
+    assert chosen_direction(config, None, "pt-PT") == Direction("en", "pt-PT")
+    with pytest.raises(ConfigError, match=r"^to: the model translates into pt-BR, pt-PT. Choose one of them.$"):
+        chosen_direction(config, None, "pt")
 
 
 @pytest.mark.parametrize(
@@ -530,3 +566,33 @@ def test_a_model_grows_for_a_new_language(finished: tuple[RunConfig, Path], tmp_
     assert facts["tokenizer"]["kind"] == "grown"
     assert facts["tokenizer"]["added_controls"] == 1
     assert facts["tokenizer"]["old_lines_cut_differently"] == 0
+
+
+def test_an_added_test_set_is_translated_again_if_its_language_is_corrected(tmp_path: Path):
+    config = several(tmp_path / "text", max_steps=2, validate_every=2)
+
+    def reported(lang: str) -> tuple[str, str]:
+        new = replace(config.data.test["flat"], tgt_lang=lang, both_directions=False)
+        changed = replace(config, data=replace(config.data, test={**config.data.test, "new": new}))
+        train_run(changed, tmp_path / "run")
+        report = read_evaluation(tmp_path / "run")
+        assert report is not None
+        assert report.texts is not None
+        return report.test_sets["new"].direction, report.texts["new"]
+
+    (direction, checksum), (corrected, other) = reported("fr"), reported("de")
+    assert (direction, corrected) == ("en-fr", "en-de")
+    assert checksum != other
+
+
+def test_the_readme_of_an_export_begins_sources_with_the_pieces(finished: tuple[RunConfig, Path], toy_model: Path):
+    pytest.importorskip("ctranslate2")
+    from mt.export.ctranslate2 import _readme
+    from mt.run_folder import open_model
+
+    several_languages, one = (_readme(open_model(path)) for path in (finished[1], toy_model))
+    assert "Each source must begin with the pieces of its languages, here <2de> for en-de, and end with `</s>`" in (
+        several_languages
+    )
+    assert '[["<2de>", *pieces, "</s>"]' in several_languages
+    assert "Each source must end with `</s>`" in one

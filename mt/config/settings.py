@@ -375,6 +375,7 @@ class Entry(NamedTuple):
     corpus: Corpus
     direction: Direction
     is_reversed: bool  # the sides of the corpus are exchanged
+    place: str  # the key of the corpus in the config
 
 
 # --- Sections ---------------------------------------------------------------------------------------------------------
@@ -802,7 +803,7 @@ class RunConfig:
                 raise Contradiction(name, problem, f"raise {name} or lower data.max_tokens")
 
     def _check_languages(self) -> None:
-        corpora = {key: entry.corpus for key, entry in self.entries.items()}
+        corpora = {entry.place: entry.corpus for entry in self.entries.values()}
         for side in ("src_lang", "tgt_lang"):
             if getattr(self, side) is None:
                 lacking = [key for key, corpus in corpora.items() if getattr(corpus, side) is None]
@@ -812,9 +813,13 @@ class RunConfig:
                     problem = f"has no {side}, and neither has the run"
                     raise Contradiction(lacking[0], problem, f"add {side} to it, or {side} to the run as the default")
         trained = set(chain.from_iterable(one.pieces for one in self.directions))
-        for key, (corpus, direction, _) in self.entries.items():
+        for corpus, direction, _, key in self.entries.values():
             if direction.src == direction.tgt:
                 raise Contradiction(key, f"has the same source and target language: {direction.src}")
+            # They are parts of pieces and of file names.
+            if len(self.all_directions) > 1 and not re.fullmatch(r"[\w-]+-[\w-]+", str(direction)):
+                problem = f"has languages that are not codes: {direction.src} and {direction.tgt}"
+                raise Contradiction(key, problem, "write codes such as de, zh_Hans or pt-BR")
             for piece, lang, is_needed in zip(
                 direction.pieces, reversed(direction), (True, self.data.source_language_piece), strict=True
             ):
@@ -843,7 +848,13 @@ class RunConfig:
         found: dict[str, Entry] = {}
         for key, corpus in {f"data.train.{i}": corpus for i, corpus in enumerate(self.data.train)}.items():
             found |= self._directions_of(key, corpus)
-        sets = [entry for one in self.data.valid_corpora for entry in self._directions_of("", one).values()]
+        places = (
+            [f"data.valid.{i}" for i in range(len(self.data.valid))]
+            if isinstance(self.data.valid, tuple)
+            else ["data.valid"]
+        )
+        corpora = zip(places, self.data.valid_corpora, strict=True)
+        sets = [entry for place, one in corpora for entry in self._directions_of(place, one).values()]
         for entry in sets:
             key = base = "data.valid" if len(sets) == 1 else f"data.valid.{entry.direction}"
             for number in count(2):
@@ -858,9 +869,9 @@ class RunConfig:
     def _directions_of(self, key: str, corpus: Corpus) -> dict[str, Entry]:
         # An empty text stands for a missing language, which _check_languages refuses.
         direction = Direction(corpus.src_lang or self.src_lang or "", corpus.tgt_lang or self.tgt_lang or "")
-        found = {key: Entry(corpus, direction, False)}
+        found = {key: Entry(corpus, direction, False, key)}
         if corpus.both_directions:
-            found[f"{key}.{direction.reversed}"] = Entry(corpus, direction.reversed, True)
+            found[f"{key}.{direction.reversed}"] = Entry(corpus, direction.reversed, True, key)
         return found
 
     def _entries_of(self, role: str, prefix: str) -> dict[str, Entry]:
@@ -923,13 +934,11 @@ class RunConfig:
         n_pairs = dict.fromkeys(self.directions, 0.0)
         for entry, size in zip(self.training, sizes, strict=True):
             n_pairs[entry.direction] += size
-        mixed = {one: n ** (1 / self.data.mix_temperature) for one, n in n_pairs.items()}
-        scale = sum(n_pairs.values()) / max(sum(mixed.values()), 1e-9)
-        return [
-            entry.corpus.weight
-            * (scale * mixed[entry.direction] / n_pairs[entry.direction] if self.data.mix_temperature > 1 else 1.0)
-            for entry in self.training
-        ]
+        # n^(1/T) of the n pairs. A direction may have lost all its pairs.
+        copies = {one: max(n, 1.0) ** (1 / self.data.mix_temperature - 1) for one, n in n_pairs.items()}
+        n_mixed = sum(n * copies[one] for one, n in n_pairs.items())
+        scale = sum(n_pairs.values()) / n_mixed if n_mixed else 1.0
+        return [entry.corpus.weight * scale * copies[entry.direction] for entry in self.training]
 
     @property
     def symbols(self) -> tuple[str, ...]:

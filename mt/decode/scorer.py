@@ -204,14 +204,14 @@ class Scorer:
         self.n_pairs += len(pairs)
         self.n_long += sum(length > self.max_tokens for length in lengths)
         self.n_too_long += sum(length > self.longest for length in lengths)
-        shortest = 1 + len(first)  # of two blank lines
-        chosen = [i for i, length in enumerate(lengths) if shortest < length <= self.longest]
+        blank = [len(source) == len(first) + 1 and not target for source, target in zip(sources, targets, strict=True)]
+        chosen = [i for i, length in enumerate(lengths) if not blank[i] and length <= self.longest]
         of_chosen = [sources[i] for i in chosen], [targets[i] for i in chosen]
         log_probs = iter(score_pairs(self.translator.model, *of_chosen, batch_tokens=decode.batch_tokens))
         n_tokens = torch.tensor([len(target) + 1 for target in targets])
         penalties = length_penalty(n_tokens, decode.length_penalty, decode.length_penalty_form).tolist()
-        for pair, target, length, penalty in zip(pairs, targets, lengths, penalties, strict=True):
-            if length == shortest:
+        for pair, target, length, penalty, is_blank in zip(pairs, targets, lengths, penalties, blank, strict=True):
+            if is_blank:
                 yield PairScore(pair, 0.0, 0.0, 0, (), ())  # two blank lines
             elif length > self.longest:
                 yield PairScore(pair, -math.inf, -math.inf, len(target) + 1, (), ())

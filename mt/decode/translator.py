@@ -302,7 +302,10 @@ class Translator:
         Raises:
             ConfigError: the model does not have this language.
         """
-        if self.config is None or (src_lang is None and tgt_lang is None and len(self.config.directions) > 1):
+        if self.config is None:
+            return self
+        is_open = src_lang is None and tgt_lang is None and len(self.config.directions) > 1
+        if is_open and self.config.language_pieces:
             return self
         direction = chosen_direction(self.config, src_lang, tgt_lang)
         if direction not in self.config.directions:

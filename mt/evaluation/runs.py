@@ -301,9 +301,14 @@ class RunArtifacts:
             with suppress(OSError, ValueError, KeyError, TypeError):
                 checksums = report["translations"][name], report["texts"][name]
                 hypotheses = path.read_text(encoding="utf-8").split("\n")[:-1]
-                if checksums == (file_checksum(path), text_checksum(pairs)):
+                if checksums == (file_checksum(path), self.text_checksum(pairs, directions[name])):
                     kept[name] = self._translated_set(pairs, hypotheses, directions[name])
         return kept
+
+    def text_checksum(self, pairs: Iterable[SentencePair], direction: Direction) -> str:
+        """Return the SHA-256 of source text and references of a set, and of its direction if the model has several."""
+        languages = [direction] if len(self.folder.config.directions) > 1 else []
+        return hashlib.sha256(json.dumps([*((one.src, one.tgt) for one in pairs), *languages]).encode()).hexdigest()
 
     def overlap_warnings(self, names: Collection[str]) -> dict[str, list[str]]:
         """Return a warning for each test set that was added to the run and that is partly in its training text."""
@@ -387,11 +392,6 @@ class RunArtifacts:
         manifest = self.corpus.manifest
         held_out = {"valid": manifest["valid"], "test": {**manifest["test"], **self._added}}
         return {"train": train | {"sources": sources}, **held_out}
-
-
-def text_checksum(pairs: Iterable[SentencePair]) -> str:
-    """Return the SHA-256 of the source text and the references of a test set."""
-    return hashlib.sha256(json.dumps([[pair.src, pair.tgt] for pair in pairs]).encode()).hexdigest()
 
 
 def _record_of(run: RunFolder) -> dict[str, Any]:

@@ -307,7 +307,7 @@ def _readme(folder: ModelFolder) -> str:
     never_produced = tokenizer.pieces(sorted((tokenizer.special_ids | tokenizer.line_breaking_ids) - {EOS_ID}))
     direction = folder.config.directions[0]
     first_pieces = folder.config.pieces_of(direction)
-    of_languages = f" after the pieces of its languages, here {' '.join(first_pieces)} for {direction}, and"
+    of_languages = f"begin with the pieces of its languages, here {' '.join(first_pieces)} for {direction}, and "
     files = [path.name for path in folder.tokenizer_paths]
     names = ["tokenizer"] if len(files) == 1 else ["src_tokenizer", "tgt_tokenizer"]
     loading = '{} = sentencepiece.SentencePieceProcessor(model_file="{}")'

@@ -51,7 +51,7 @@ def write_data_report(facts: Mapping[str, Any], folder: Path, rules: Rules) -> N
 
 def data_page(facts: PreparedData, rules: Rules) -> str:
     """Return the page of a prepared corpus."""
-    title = f"Prepared corpus {', '.join(facts.directions).replace('-', ' → ')}"
+    title = f"Prepared corpus {', '.join(f'{src} → {tgt}' for src, tgt in facts.directions)}"
     functions = {"bars": bars, "fraction_bar": fraction_bar, "with_fix": with_fix}
     return page("data.html.j2", title, facts=facts, view=_DataView(facts, rules), **functions)
 
@@ -146,7 +146,7 @@ class _DataView:
 
     def overlaps(self) -> list[dict[str, Any]]:
         """Return for each set and language: the number of n-grams, and how many are in the training text."""
-        sets = {**self.facts.valid_sets, **self.facts.test}
+        sets = {"valid": self.facts.valid, **self.facts.valid_sets, **self.facts.test}
         return [
             {
                 "set": name,

@@ -178,10 +178,10 @@ class PreparedData(Facts):
         return {side: self.tokenizer[side] for side in ("src", "tgt") if side in self.tokenizer}
 
     @property
-    def directions(self) -> list[str]:
-        """The directions of the training text, such as en-de."""
+    def directions(self) -> list[tuple[str, str]]:
+        """The languages of the training text, each pair of them once."""
         found = [(one.src_lang or self.src_lang, one.tgt_lang or self.tgt_lang) for one in self.train.sources]
-        return [f"{src}-{tgt}" for src, tgt in dict.fromkeys(found)]
+        return list(dict.fromkeys(found))
 
     def lang(self, side: str, corpus: Languages | None = None) -> str:
         """Return the language of a side of a corpus; of all text together if there is one, else the side's name."""

@@ -45,7 +45,7 @@ def readers_of(config: RunConfig) -> dict[str, CorpusReader]:
     """Return the reader of each corpus of a run in each of its directions, by its key in `RunConfig.entries`."""
     splits = {"train": "train", "valid": "validation", "test": "test"}
     readers = {}
-    for key, (corpus, direction, is_reversed) in config.entries.items():
+    for key, (corpus, direction, is_reversed, _) in config.entries.items():
         split = splits[key.split(".")[1]]
         forward = reader_of(corpus, direction.reversed if is_reversed else direction, split, config.folder)
         readers[key] = _ReversedReader(corpus, direction, split, forward=forward) if is_reversed else forward

@@ -155,12 +155,15 @@ def chosen_direction(config: RunConfig, src_lang: str | None, tgt_lang: str | No
     """
     known, found = config.directions, list[str | None]()
     for side, (option, wanted) in enumerate((("from", src_lang), ("to", tgt_lang))):
-        langs = sorted({one[side] for one in known})
-        best = None if wanted is None else max(langs, key=lambda lang: closeness(str(wanted), lang))
-        if wanted is not None and best is not None and not closeness(wanted, best):
-            way = "from" if side == 0 else "into"
+        langs = [] if wanted is None else sorted({one[side] for one in known})
+        fits = {lang: closeness(str(wanted), lang) for lang in langs}
+        best = [lang for lang, fit in fits.items() if fit and fit == max(fits.values())]
+        way = "into" if side else "from"
+        if langs and not best:
             raise ConfigError(option, f"the model does not translate {way} {wanted}", f"choose from {', '.join(langs)}")
-        found.append(best)
+        if len(best) > 1:
+            raise ConfigError(option, f"the model translates {way} {', '.join(best)}", "choose one of them")
+        found.append(best[0] if best else None)
     src, tgt = found
     if src is not None and tgt is not None:
         return Direction(src, tgt)

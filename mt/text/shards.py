@@ -146,10 +146,13 @@ class Cleaning(Stage):
             # Cleaned text contains neither tabs nor line ends.
             text.writelines(f"{src}\t{tgt}\n" for src, tgt, _ in kept)
         np.array([pair.line for pair in kept], dtype=np.int64).tofile(shard.path("cleaned.lines"))
+        # Equal pairs in two directions are not duplicates: their keys differ by the first corpus of the direction.
+        direction = np.uint64(self._langs.index(self._langs[shard.corpus]))
         if self._config.duplicates != "keep":
-            pair_keys([pair.src for pair in kept], [pair.tgt for pair in kept]).tofile(shard.path("cleaned.keys"))
+            keys = pair_keys([pair.src for pair in kept], [pair.tgt for pair in kept])
+            (keys ^ direction).tofile(shard.path("cleaned.keys"))
         if self._config.duplicates == "folded":
-            pair_keys(kept_srcs, kept_tgts).tofile(shard.path("cleaned.folded"))
+            (pair_keys(kept_srcs, kept_tgts) ^ direction).tofile(shard.path("cleaned.folded"))
         account.write(shard, self, overlap=self._overlap.found_in(kept_srcs, kept_tgts))
         return len(chunk.src)
 

@@ -115,7 +115,8 @@ class Tokenizer:
         ids = {piece: int(self._processor.piece_to_id(piece)) for piece in pieces}
         for piece in ids:
             if not self.has_control(piece):
-                raise CheckpointError("", f"the tokenizer does not have the piece {piece} of a language")
+                problem = f"the tokenizer does not have the piece {piece} of a language"
+                raise CheckpointError("", problem, "start from a model that was trained with this language")
         return [*ids.values()]
 
     @functools.cached_property
