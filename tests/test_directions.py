@@ -570,6 +570,7 @@ def test_a_model_grows_for_a_new_language(finished: tuple[RunConfig, Path], tmp_
 
 def test_an_added_test_set_is_translated_again_if_its_language_is_corrected(tmp_path: Path):
     config = several(tmp_path / "text", max_steps=2, validate_every=2)
+    train_run(config, tmp_path / "run")
 
     def reported(lang: str) -> tuple[str, str]:
         new = replace(config.data.test["flat"], tgt_lang=lang, both_directions=False)
