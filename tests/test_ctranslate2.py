@@ -21,6 +21,7 @@ from mt.cli import app
 from mt.config.settings import DecodeConfig, ModelConfig
 from mt.decode.search import SearchRequest, SearchResult, search
 from mt.decode.translator import Translator
+from mt.dropout import seed_dropout
 from mt.errors import CheckpointError, ConfigError, MTError
 from mt.evaluation.scores import bleu_and_chrf
 from mt.model import Transformer
@@ -60,6 +61,7 @@ def capitalising_model(config: ModelConfig, tokenizer: Tokenizer) -> Transformer
         for group in optimizer.param_groups:
             group["lr"] = 4e-3 * min(1, (step + 1) / 40)
         optimizer.zero_grad()
+        seed_dropout(torch.device("cpu"), 0, step, 0)  # otherwise the model depends on the tests before this one
         cross_entropy(model.logits(model.hidden(batch)), batch.tgt_outputs, ignore_index=PAD_ID).backward()
         optimizer.step()
     return model
