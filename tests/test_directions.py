@@ -471,6 +471,7 @@ def test_a_language_that_fits_two_variants_is_not_clear(tmp_path: Path):
         (("en", None), "to: the model translates into de, fr. Choose one of them."),
         ((None, None), "to: the model translates into de, en, fr. Choose one of them."),
         ((None, "ja"), "to: the model does not translate into ja. Choose from de, en, fr."),
+        (("en", "English"), "to is en, the language to translate from. Choose another one."),
         (("fr", "de"), "from: the model does not translate from fr. Choose from de, en."),
     ],
 )

@@ -166,6 +166,8 @@ def chosen_direction(config: RunConfig, src_lang: str | None, tgt_lang: str | No
         found.append(best[0] if best else None)
     src, tgt = found
     if src is not None and tgt is not None:
+        if src == tgt:
+            raise ConfigError("to", f"is {tgt}, the language to translate from", "choose another one")
         return Direction(src, tgt)
     fitting = [one for one in known if src in (None, one.src) and tgt in (None, one.tgt)]
     for option, side, matters in (("to", 1, True), ("from", 0, config.data.source_language_piece)):
