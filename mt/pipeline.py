@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from mt.checkpoint import ModelFolder, average_weights, save_model_folder
 from mt.config.loading import CONFIG, as_yaml, config_differences, dump_config, is_changeable, load_config
-from mt.config.settings import SCHEDULE, BleuTokenizer, Direction, RunConfig
+from mt.config.settings import SCHEDULE, BleuTokenizer, Direction, RunConfig, TrainConfig
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.evaluation.command import as_read_by
 from mt.evaluation.findings import EvalOptions, evaluate
@@ -303,7 +303,7 @@ def _record_start(config: RunConfig, corpus: PreparedCorpus, run: RunFolder, add
 
 def _finish_model(config: RunConfig, run: RunFolder) -> None:
     """Write `model/`: the average of the last checkpoints, or the best checkpoint."""
-    if (n := config.train.average_last) > 0:
+    if (n := config.train.n_averaged) > 0:
         folders = run.scheduled_checkpoints(config.train.checkpoint_every)[-n:]
     else:
         folders = [run.best_checkpoint() or run.checkpoints()[-1]]
@@ -364,7 +364,7 @@ def _evaluate_run(config: RunConfig, corpus: PreparedCorpus, run: RunFolder, pro
     found = evaluate(sets, config.name, options, artifacts.count_words, artifacts.overlap_warnings(sets))
     facts |= artifacts.facts(config.train.device, config.train.precision)
     report = found.model_copy(update=facts | {"translations": checksums} | valid)
-    report = report.model_copy(update={"notes": _notes(report)})
+    report = report.model_copy(update={"notes": notes_of(report, config.train)})
     write_report(report, run.path)
     return report
 
@@ -470,13 +470,17 @@ def format_report(report: Evaluation) -> str:
             scores_text(report.validated | report.test_sets),
             *direction_lines(report),
             *comparison_lines(report),
-            *(f"note: {note}" for note in _notes(report)),
+            *(f"note: {note}" for note in report.notes),
         ]
     )
 
 
-def _notes(report: Evaluation) -> list[str]:
-    """Return a note if the average is worse than the best checkpoint."""
+def notes_of(report: Evaluation, train: TrainConfig) -> list[str]:
+    """Return a note if no checkpoint is within `train.max_loss_on_old`, or if the average is worse than the best."""
+    if train.max_loss_on_old is not None and report.best is None:
+        limit = f"{train.max_loss_on_old:g} BLEU on the validation text of {train.init_from} (train.max_loss_on_old)"
+        advice = "lower train.peak_lr, validate more often, or add {run: DIR} to data.train"
+        return [f"each checkpoint lost more than {limit}, so this model is the last one: {advice}"]
     best, steps = report.best or {}, (report.basis or {})["averaged_steps"]
     if not report.validated or len(steps) < 2:
         return []

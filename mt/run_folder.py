@@ -15,11 +15,13 @@ from pydantic import Field, ValidationError
 
 from mt.checkpoint import MANIFEST, WEIGHTS, ModelFolder
 from mt.config.loading import CONFIG, as_yaml, load_config
-from mt.config.settings import RunConfig, TrainConfig, of_both_sides
-from mt.errors import CheckpointError, ConfigError, MTError
+from mt.config.settings import Direction, RunConfig, TrainConfig, of_both_sides
+from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.report.facts import Facts
 from mt.system.files import read_json, remove_folder, remove_leftovers, write_json
 from mt.system.locks import locked
+from mt.text.corpus import PreparedCorpus
+from mt.text.reader import SentencePair
 from mt.text.tokenizer import vocabularies
 from mt.units import listed
 
@@ -309,7 +311,36 @@ def initial_model(config: RunConfig) -> ModelFolder | None:
         return None
     folder = open_model(config.train.init_from)
     _check_against(folder, config)
+    old_validation_sets(config)
     return folder
+
+
+def old_validation_sets(config: RunConfig) -> dict[str, tuple[Direction, list[SentencePair]]]:
+    """Return the sets that `train.max_loss_on_old` is about, with their directions; none if it is not set.
+
+    They are the validation sets of the run that the initial model comes from, in the directions of this config.
+
+    Raises:
+        CheckpointError: see `open_model`.
+        ConfigError: there are no such sets.
+    """
+    key = "train.max_loss_on_old"
+    if config.train.max_loss_on_old is None or config.train.init_from is None:
+        return {}
+    initial = open_model(config.train.init_from)
+    theirs = initial.config
+    try:
+        corpus = PreparedCorpus.open(Path(theirs.data.prepared_dir, str(initial.manifest.get("corpus_fingerprint"))))
+    except DataError as error:
+        problem = f"needs the validation text of {initial.path}, but its prepared corpus is gone ({error.statement})"
+        raise ConfigError(key, problem, "restore it, or start without this setting") from error
+    sets = {name: (theirs.valid_sets[name].direction, pairs) for name, pairs in corpus.valid_sets.items()}
+    found = {name: one for name, one in sets.items() if one[0] in config.directions}
+    if not found:
+        has = listed(sorted({str(direction) for direction, _ in sets.values()}))
+        problem = f"needs validation text of {initial.path} in a direction of this run; it has only {has}"
+        raise ConfigError(key, problem, "remove this setting")
+    return found
 
 
 def _check_against(folder: ModelFolder, config: RunConfig) -> None:

@@ -26,7 +26,7 @@ from mt.data.packing import PlanState
 from mt.errors import DataError, MTError, TrainingError
 from mt.evaluation.command import evaluate_model
 from mt.evaluation.findings import EvalOptions
-from mt.pipeline import average_run, format_report, train_run
+from mt.pipeline import average_run, format_report, notes_of, train_run
 from mt.report.facts import Evaluation, MetricScore, ScoredSet
 from mt.run_folder import RunFolder
 from mt.system import signals
@@ -775,7 +775,8 @@ def test_the_report_notes_if_the_average_is_worse_than_a_checkpoint() -> None:
         valid=ScoredSet(n_lines=3, n_references=1, scores=[bleu]),
         test_sets={},
     )
-    assert format_report(report).splitlines() == [
+    notes = notes_of(report, TrainConfig())
+    assert format_report(report.model_copy(update={"notes": notes})).splitlines() == [
         "x: 33,536 parameters, 1,200 steps, 5,000 target tokens in 1 min 05 s",
         "model: average of steps 1,000, 1,200",
         "valid (3 lines)",
@@ -784,7 +785,7 @@ def test_the_report_notes_if_the_average_is_worse_than_a_checkpoint() -> None:
         "training); --set train.average_last=0 uses that step instead",
     ]
     for best in ({"step": 800, "bleu": 30.9}, None):
-        assert "note:" not in format_report(report.model_copy(update={"best": best}))
+        assert not notes_of(report.model_copy(update={"best": best}), TrainConfig())
 
 
 def test_starting_a_finished_training_logs_that_it_is_finished(

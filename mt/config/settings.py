@@ -88,6 +88,9 @@ Flag = Annotated[bool, Strict()]
 Int = Annotated[int, Strict(), _AS_INT]
 Natural = Annotated[int, Strict(), Field(ge=0, description="an integer of at least 0"), _AS_INT]
 Positive = Annotated[int, Strict(), Field(ge=1, description="an integer of at least 1"), _AS_INT]
+NonNegative = Annotated[
+    float, Strict(), Field(ge=0, allow_inf_nan=False, description="a number of at least 0"), _AS_FLOAT
+]
 PositiveFloat = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False, description="a number above 0"), _AS_FLOAT]
 Fraction = Annotated[float, Strict(), Field(ge=0, le=1, description="a number from 0 to 1"), _AS_FLOAT]
 Probability = Annotated[float, Strict(), Field(ge=0, lt=1, description="a number of at least 0 and below 1"), _AS_FLOAT]
@@ -648,6 +651,9 @@ class TrainConfig:
     # Fine-tuning: largest number of pieces that each vocabulary of init_from grows by: tags and symbols that it lacks,
     # then characters and pieces that are learned from the new text. 0: it stays as it is.
     grow_vocab: Natural = 0
+    # Fine-tuning: BLEU that the model may lose on the validation sets of the run that init_from comes from. Validations
+    # then score these, too, and the final model is the best checkpoint within the limit. null: no limit.
+    max_loss_on_old: NonNegative | None = None
     validate_every: Changeable[Positive] = 1_500  # Updates between validations.
     validation_beam_size: Changeable[BeamSize] = 1  # Beam size of translations in a validation; 1: greedy search.
     checkpoint_every: Changeable[Positive] = 1_500  # Updates between checkpoints.
@@ -656,7 +662,8 @@ class TrainConfig:
     keep_best: Changeable[Positive] = 1  # Number of checkpoints with the best validation scores to keep.
     # Checkpoints at multiples of this number of updates are kept for good: a multiple of checkpoint_every. null: none.
     keep_every: Changeable[Int | None] = None
-    # Number of last checkpoints that are averaged into the final model. 0: take the best checkpoint by best_by.
+    # Number of last checkpoints that are averaged into the final model. 0, or with max_loss_on_old: take the best
+    # checkpoint by best_by.
     average_last: Changeable[Natural] = 5
     # Decay of a moving average of the weights, such as 0.999; the average is then validated and saved. null: none.
     ema_decay: Decay | None = None
@@ -671,6 +678,11 @@ class TrainConfig:
     log_every: Changeable[Positive] = 50  # Updates between lines of the log.
 
     @property
+    def n_averaged(self) -> int:
+        """The number of last checkpoints that are averaged into the final model; 0: it is the best checkpoint."""
+        return self.average_last if self.max_loss_on_old is None else 0
+
+    @property
     def schedule_settings(self) -> dict[str, Any]:
         """The settings of the learning rate, by name; the schedule also depends on max_steps."""
         return {name: getattr(self, name) for name in SCHEDULE}
@@ -682,6 +694,9 @@ class TrainConfig:
         if self.grow_vocab and self.init_from is None:
             problem = f"is {self.grow_vocab}, but training does not start from a model whose vocabulary could grow"
             raise Contradiction("grow_vocab", problem, "set train.init_from, or remove it")
+        if self.max_loss_on_old is not None and self.init_from is None:
+            problem = f"is {self.max_loss_on_old}, but training does not start from a model"
+            raise Contradiction("max_loss_on_old", problem, "set train.init_from, or remove it")
         if self.keep_every is not None and (self.keep_every < 1 or self.keep_every % self.checkpoint_every):
             problem = f"expected a multiple of train.checkpoint_every ({self.checkpoint_every}), got {self.keep_every}"
             raise Contradiction("keep_every", problem)

@@ -288,7 +288,7 @@ def _file_lines(train: TrainConfig, footprint: Footprint, corpus: str, run_dir: 
     state = "new"
     if n_done:
         state = "already trained" if n_done >= train.max_steps else f"resumes from step {n_done:,}"
-    model, n_averaged = "the best checkpoint", min(train.average_last, _n_checkpoints(train))
+    model, n_averaged = "the best checkpoint", min(train.n_averaged, _n_checkpoints(train))
     if n_averaged:
         model = f"the average of the last {n_averaged} checkpoints" if n_averaged > 1 else "the last checkpoint"
     free = shutil.disk_usage(existing_folder(run_dir)).free

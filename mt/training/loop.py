@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from torch import Tensor
 from mt.checkpoint import ModelFolder, save_model_folder
 from mt.config.settings import RunConfig, TrainConfig, parse_duration
 from mt.data.packing import PlanState
+from mt.decode.translator import Translator
 from mt.errors import CheckpointError, ConfigError, TrainingError
 from mt.evaluation.tokenization import chosen_tokenizers
 from mt.model.transformer import grown_weights
-from mt.run_folder import RunFolder, initial_model, quarantine_checkpoint, schedule_start
+from mt.run_folder import RunFolder, initial_model, old_validation_sets, quarantine_checkpoint, schedule_start
 from mt.system.device import hardware
 from mt.system.distributed import SINGLE_PROCESS, Ranks
 from mt.system.files import append_text, remove_folder
@@ -38,7 +39,7 @@ from mt.training.engine import Engine, OutOfMemory, StepResult, Update
 from mt.training.optimizer import learning_rate
 from mt.training.progress import Progress, UpdateMeter
 from mt.training.tracker import SilentTracker, Tracker
-from mt.training.validation import ValidationResult, validate
+from mt.training.validation import OldSets, ValidationResult, mean_bleu, validate
 from mt.units import format_count, format_duration
 
 _log = logging.getLogger(__name__)
@@ -131,6 +132,7 @@ class Trainer:
         self.stops_here = False  # training ends after this update
         # Set while training runs. Only rank 0 logs and writes.
         self.tracker: Tracker | SilentTracker = SilentTracker()
+        self.old_sets: OldSets = {}  # of train.max_loss_on_old
         self.signals = Received()
 
     @contextmanager
@@ -140,6 +142,7 @@ class Trainer:
             if self.progress.step == 0:
                 self.run.skipped.unlink(missing_ok=True)  # of an earlier start without a checkpoint
             max_steps, updates_per_epoch = self.config.train.max_steps, self.engine.plan.updates_per_epoch()
+            self.old_sets = old_validation_sets(self.config)
             self.tracker = Tracker(self.run, self.progress, max_steps, updates_per_epoch, self._seconds_left)
         with closing(self.tracker), caught_signals(self.ranks.is_first) as self.signals:
             self.tracker.say(self.description)
@@ -351,8 +354,8 @@ class Trainer:
         if self.ranks.is_first:
             with self.signals.interrupting():
                 self.signals.interrupt_if_any()
-                model = self.engine.inference_model()
-                result = validate(model, self.tokenizers, self.corpus, self.config, self.usual_lines)
+                model, old = self.engine.inference_model(), (self.old_sets, self._initial_bleu())
+                result = validate(model, self.tokenizers, self.corpus, self.config, self.usual_lines, *old)
             trim_heap()
         found = self.ranks.from_first(None if result is None else self._record_score(result))
         if found is None:
@@ -374,9 +377,23 @@ class Trainer:
         self.sync_stop()  # patience may be exhausted, or a signal may have arrived
         return bool(is_kept)
 
+    def _initial_bleu(self) -> float:
+        """Return the BLEU of the initial model on the sets of `train.max_loss_on_old`, measured at first use."""
+        train, progress = self.config.train, self.progress
+        if self.old_sets and train.init_from and progress.old_bleu is None:
+            loaded = Translator.load(train.init_from, str(self.engine.device), train.precision, retries=False)
+            decode = replace(self.config.decode, beam_size=train.validation_beam_size)
+            progress.old_bleu = mean_bleu(replace(loaded, decode=decode), self.old_sets, self.config)
+        return progress.old_bleu or 0.0
+
     def _record_score(self, result: ValidationResult) -> tuple[float, float, bool]:
-        """Record the score; return it (higher is better), chrF2, and whether it is one of the `keep_best` best."""
+        """Record the score; return it (higher is better), chrF2, and whether it is one of the `keep_best` best.
+
+        If more than `train.max_loss_on_old` is lost, the score is not recorded and is minus infinity.
+        """
         settings = self.config.train
+        if settings.max_loss_on_old is not None and (result.loss_on_old or 0.0) > settings.max_loss_on_old:
+            return -math.inf, result.chrf, False
         score: float = getattr(result, settings.best_by)
         if settings.best_by == "bleu" and score < ZERO_BLEU:
             score = 0.0

@@ -37,6 +37,7 @@ class Progress:
     best_chrf: float = 0.0  # decides between equal scores
     n_without_better: int = 0  # validations since the best one that patience counts
     bleu_tokenizer: str = "13a"  # of the scores so far
+    old_bleu: float | None = None  # of the initial model, on the sets of train.max_loss_on_old
     validated_at: int = 0  # step of the last validation
     micro_batch_tokens: int = 0  # as chosen at the start, or reduced since when memory ran out; 0: not chosen yet
     micro_batch_setting: int | str = 0  # the setting it was chosen for; if that changes, it is chosen again

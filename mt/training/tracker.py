@@ -75,6 +75,8 @@ class Tracker:
         by_set = {
             name: {key: getattr(one, key) for key in ("loss", "bleu", "chrf")} for name, one in result.sets.items()
         }
+        if result.loss_on_old is not None:
+            values["valid_loss_on_old"] = result.loss_on_old
         self._record(
             {**values, "valid_loss_by_length": result.loss_by_length} | ({"valid_sets": by_set} if by_set else {})
         )
@@ -92,6 +94,8 @@ class Tracker:
         if result.sets:
             each = ", ".join(f"{name.removeprefix('valid.')} {one.bleu:.2f}" for name, one in result.sets.items())
             self.say(f"step {step:,}: these are means; BLEU by set: {each}")
+        if result.loss_on_old is not None:
+            self.say(f"step {step:,}: BLEU on the validation text of the initial model {-result.loss_on_old:+.2f}")
         for warning in [] if self._warned_of_scores else result.warnings:
             self._warned_of_scores = True  # later ones differ in their numbers only
             self.say(f"warning: {warning}")

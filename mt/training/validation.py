@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from statistics import fmean
+from typing import TypeAlias
 
 import numpy as np
 import torch
 
-from mt.config.settings import RunConfig
+from mt.config.settings import Direction, RunConfig
 from mt.data.batch import PackedBatch, assemble_tiles
 from mt.data.packing import Indices
 from mt.decode.translator import OwnBackend, Translator
@@ -19,6 +20,7 @@ from mt.evaluation.tokenization import chosen_tokenizer
 from mt.evaluation.warnings import check_scores
 from mt.loss import linear_label_smoothed_nll
 from mt.model import Transformer
+from mt.report.facts import MetricScore
 from mt.text.corpus import ParallelIds, PreparedCorpus
 from mt.text.reader import SentencePair
 from mt.text.sentences import UsualLines
@@ -27,6 +29,8 @@ from mt.text.tokenizer import Tokenizers
 # Target tokens of one forward pass. Small, because its logits are all in memory.
 VALIDATION_TOKENS = 4_096
 TARGET_LENGTHS = (10, 20, 40, 80)  # upper ends of the length ranges of `loss_by_length`, in target tokens
+OldSets: TypeAlias = Mapping[str, tuple[Direction, list[SentencePair]]]  # by name, with their directions
+
 N_SAMPLE_TRANSLATIONS = 5  # translations that are recorded for users to read
 
 
@@ -41,6 +45,7 @@ class ValidationResult:
     samples: list[tuple[str, str, str]]  # source, translation and reference of the first few lines
     warnings: list[str] = field(default_factory=list)  # about the scores
     sets: dict[str, ValidationResult] = field(default_factory=dict)  # the results on each of several sets
+    loss_on_old: float | None = None  # BLEU lost on the sets of `train.max_loss_on_old`
 
 
 def validate(
@@ -49,11 +54,14 @@ def validate(
     corpus: PreparedCorpus,
     config: RunConfig,
     usual_lines: UsualLines,
+    old_sets: OldSets | None = None,
+    old_bleu: float = 0.0,
 ) -> ValidationResult:
     """Score a model in evaluation mode on all validation sets, in a fixed order.
 
     Args:
         usual_lines: of training; lines are split at ends of sentences as for users of the model.
+        old_sets, old_bleu: the sets of `train.max_loss_on_old`, and the BLEU of the initial model on them.
     """
     decode = replace(config.decode, beam_size=config.train.validation_beam_size)
     # No retries: early in training nearly every sentence would be searched twice.
@@ -72,7 +80,17 @@ def validate(
         results[name] = _on_one_set(
             translator.in_direction(direction), corpus.valid_sets[name], ids, direction.tgt, config.eval.bleu_tokenize
         )
-    return _mean(results) if len(results) > 1 else next(iter(results.values()))
+    result = _mean(results) if len(results) > 1 else next(iter(results.values()))
+    return replace(result, loss_on_old=old_bleu - mean_bleu(translator, old_sets, config)) if old_sets else result
+
+
+def mean_bleu(translator: Translator, sets: OldSets, config: RunConfig) -> float:
+    """Return the mean BLEU of a model on some sets."""
+    translators = {direction: translator.in_direction(direction) for direction, _ in sets.values()}
+    return fmean(
+        _translated(translators[direction], pairs, direction.tgt, config.eval.bleu_tokenize)[1][0].score
+        for direction, pairs in sets.values()
+    )
 
 
 def _mean(results: Mapping[str, ValidationResult]) -> ValidationResult:
@@ -96,12 +114,9 @@ def _mean(results: Mapping[str, ValidationResult]) -> ValidationResult:
 def _on_one_set(
     translator: Translator, pairs: Sequence[SentencePair], ids: ParallelIds, tgt_lang: str, tokenize: str
 ) -> ValidationResult:
-    hypotheses = translator.translate([pair.src for pair in pairs])
-    references, tokenizer = [[pair.tgt for pair in pairs]], chosen_tokenizer(tokenize, tgt_lang)
-    translated = TranslatedSet(None, hypotheses, references, tgt_lang, tokenize=tokenizer)
-    scores = score_corpus(translated, ["bleu", "chrf"]).scores
+    translated, scores = _translated(translator, pairs, tgt_lang, tokenize)
     loss, loss_by_length = validation_loss(translator.model, ids)
-    first = list(zip(pairs, hypotheses, strict=True))[:N_SAMPLE_TRANSLATIONS]
+    first = list(zip(pairs, translated.hypotheses, strict=True))[:N_SAMPLE_TRANSLATIONS]
     return ValidationResult(
         loss=loss,
         bleu=scores[0].score,
@@ -110,6 +125,16 @@ def _on_one_set(
         samples=[(pair.src, hypothesis, pair.tgt) for pair, hypothesis in first],
         warnings=check_scores(translated, scores),
     )
+
+
+def _translated(
+    translator: Translator, pairs: Sequence[SentencePair], tgt_lang: str, tokenize: str
+) -> tuple[TranslatedSet, list[MetricScore]]:
+    """Translate a set; return it with its BLEU and chrF2."""
+    hypotheses = translator.translate([pair.src for pair in pairs])
+    references, tokenizer = [[pair.tgt for pair in pairs]], chosen_tokenizer(tokenize, tgt_lang)
+    translated = TranslatedSet(None, hypotheses, references, tgt_lang, tokenize=tokenizer)
+    return translated, score_corpus(translated, ["bleu", "chrf"]).scores
 
 
 @torch.inference_mode()
