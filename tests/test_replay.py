@@ -17,6 +17,7 @@ from mt.errors import DataError
 from mt.evaluation.report_files import read_evaluation
 from mt.pipeline import prepare, train_run
 from mt.text.corpora import readers_of
+from mt.text.replay import lines_of_run
 from mt.text.tokenizer import Tokenizers
 from tests.toys import toy_config, toy_text, write_lines
 
@@ -81,6 +82,20 @@ def test_the_prepared_corpus_depends_on_the_text_of_the_run(old: tuple[RunConfig
     train_run(other, tmp_path / "other")
     folders = {prepare(with_replay(tmp_path / "text", one)).folder for one in (run, tmp_path / "other", run)}
     assert len(folders) == 2
+    copies = set()
+    for one in (run, tmp_path / "other"):
+        shutil.copytree(one, tmp_path / "copy")
+        copies.add(prepare(with_replay(tmp_path / "text", tmp_path / "copy")).folder)
+        shutil.rmtree(tmp_path / "copy")
+    assert copies == folders
+
+
+def test_some_lines_of_a_run_are_at_most_as_many_as_asked_for_and_spread_over_all_of_them(old: tuple[RunConfig, Path]):
+    _, run = old
+    everything = lines_of_run(run, [0], 10_000)
+    assert len(everything) == 600  # 400 pairs, and 100 in two directions
+    assert lines_of_run(run, [0], 400) == everything[::2]
+    assert lines_of_run(run, [0, 1], 400)[:200] == everything[::3]
 
 
 def test_replay_that_is_not_possible_is_refused_in_one_line(old: tuple[RunConfig, Path], tmp_path: Path):

@@ -102,10 +102,9 @@ def grow_model(
         _take_likeliest(grown, words, characters, candidates, n_left)
     n_unreachable = _remove_unreachable(grown, n_old, words)
     spec.vocab_size = len(grown.pieces)
-    n_pieces = len(grown.pieces) - n_old - n_named - len(characters)
-    return Growth(
-        grown.SerializeToString(), len(new_controls), len(new_symbols), len(characters), n_pieces, n_unreachable
-    )
+    n_characters = sum(piece.piece in characters for piece in grown.pieces[n_old:])
+    n_pieces = len(grown.pieces) - n_old - n_named - n_characters
+    return Growth(grown.SerializeToString(), len(new_controls), len(new_symbols), n_characters, n_pieces, n_unreachable)
 
 
 def spellings(old: bytes, grown: bytes, like: Mapping[str, str] | None = None) -> list[list[int]]:

@@ -73,12 +73,11 @@ def lines_of_run(run: Path, sides: Sequence[int], n: int) -> list[str]:
     tokenizers, lines = Tokenizers.load(corpus.tokenizer_paths), list[str]()
     for side in sides:
         ids = (corpus.train.src, corpus.train.tgt)[side]
-        every = max(1, len(ids) * len(sides) // n)
+        every = max(1, -(-len(ids) * len(sides) // n))
         lines += tokenizers[side].decode_batch(ids[i].tolist() for i in range(0, len(ids), every))
     return lines
 
 
-@lru_cache(maxsize=4)
 def _opened(run: Path) -> tuple[PreparedCorpus, list[Direction]]:
     """Return the prepared corpus of a run, and the direction of each of its training corpora.
 
@@ -90,6 +89,11 @@ def _opened(run: Path) -> tuple[PreparedCorpus, list[Direction]]:
     except (OSError, ValueError, KeyError, TypeError):
         problem = "is not a run" if run.is_dir() else "no such run"
         raise DataError(run, problem, "give the folder of a run that has been started, such as runs/NAME") from None
+    return _prepared_corpus(run, fingerprint)
+
+
+@lru_cache(maxsize=4)
+def _prepared_corpus(run: Path, fingerprint: str) -> tuple[PreparedCorpus, list[Direction]]:
     config = load_config(str(run / CONFIG), is_stored=True)
     folder = Path(config.data.prepared_dir, fingerprint)
     if not folder.is_dir():
