@@ -535,7 +535,9 @@ class _Builder:
         growth = grow_model(old, counts, n, controls=vocabulary.controls, symbols=vocabulary.symbols)
         path.write_bytes(growth.model)
         before, after = (tokens_per_word(model, counts) for model in (old, growth.model))
-        added = [f"{number:,} {key.removeprefix('added_')}" for key, number in growth.facts.items() if number]
+        names = "language piece", "symbol", "character", "piece"
+        numbers = zip(growth.facts.values(), names, strict=True)
+        added = [f"{number:,} {one}{'s' if number > 1 else ''}" for number, one in numbers if number]
         tokens = f"its text takes {after:.2f} tokens per word, {before:.2f} before"
         _log.info(f"{name}: {listed(added) if added else 'nothing'} added; {tokens}")
         facts = growth.facts | {"fertility_before": before}

@@ -95,7 +95,9 @@ class Tracker:
             each = ", ".join(f"{name.removeprefix('valid.')} {one.bleu:.2f}" for name, one in result.sets.items())
             self.say(f"step {step:,}: these are means; BLEU by set: {each}")
         if result.loss_on_old is not None:
-            self.say(f"step {step:,}: BLEU on the validation text of the initial model {-result.loss_on_old:+.2f}")
+            relation = "below" if result.loss_on_old > 0 else "above"
+            old = f"{abs(result.loss_on_old):.2f} BLEU {relation} the initial model on its validation text"
+            self.say(f"step {step:,}: {old}")
         for warning in [] if self._warned_of_scores else result.warnings:
             self._warned_of_scores = True  # later ones differ in their numbers only
             self.say(f"warning: {warning}")
