@@ -630,4 +630,6 @@ def test_the_readme_of_an_export_begins_sources_with_the_pieces(finished: tuple[
         several_languages
     )
     assert '[["<2de>", *pieces, "</s>"]' in several_languages
+    assert "--model . --from en --to de --input" in several_languages
     assert "Each source must end with `</s>`" in one
+    assert "--model . --input" in one
