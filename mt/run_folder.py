@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain, product
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -21,6 +22,7 @@ from mt.report.facts import Facts
 from mt.system.files import read_json, remove_folder, remove_leftovers, write_json
 from mt.system.locks import locked
 from mt.text.corpus import PreparedCorpus
+from mt.text.languages import closeness
 from mt.text.reader import SentencePair
 from mt.text.tokenizer import vocabularies
 from mt.units import listed
@@ -343,6 +345,15 @@ def old_validation_sets(config: RunConfig) -> dict[str, tuple[Direction, list[Se
     return found
 
 
+def _check_codes(folder: ModelFolder, config: RunConfig) -> None:
+    """Raise a ConfigError if the config has another code for a language of this model: it would be a new language."""
+    theirs, ours = ({*chain.from_iterable(one.directions)} for one in (folder.config, config))
+    for lang, known in product(sorted(ours - theirs), sorted(theirs)):
+        if closeness(lang, known) == 3:
+            problem = f"the model in {folder.path} has the language {lang} under the code {known}"
+            raise ConfigError("train.init_from", problem, f"write {known} in place of {lang}")
+
+
 def _check_against(folder: ModelFolder, config: RunConfig) -> None:
     """Raise a ConfigError with every setting that cannot be as in the config if training starts from this model."""
     initial, tokenizers, tokenizer = folder.config, folder.load_tokenizers(), config.tokenizer
@@ -369,6 +380,7 @@ def _check_against(folder: ModelFolder, config: RunConfig) -> None:
     ours |= {"tokenizer.model": tokenizer.model, "tokenizer.tgt_model": tokenizer.tgt_model}
     ours |= {f"{key}.tag": entry.corpus.tag for key, entry in config.entries.items() if entry.corpus.tag in unknown}
     if initial.language_pieces:
+        _check_codes(folder, config)
         for of_pieces, one in ((theirs, initial), (ours, config)):
             of_pieces |= {f"data.{name}": value for name, value in one.kept_pieces.items()}
     if not config.train.grow_vocab:

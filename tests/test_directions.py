@@ -368,6 +368,7 @@ def test_a_run_validates_and_reports_each_direction(finished: tuple[RunConfig, P
     report = read_evaluation(path)
     assert report is not None
     assert [*report.validated] == ["valid.en-de", "valid.de-en", "valid.en-fr"]
+    assert "validation set en-de" in report.scored_sets
     assert [*report.test_sets] == ["flat", "flat.de-en", "turned", "zero"]
     assert [one.is_zero_shot for one in report.test_sets.values()] == [False, False, False, True]
     assert [one.direction for one in report.test_sets.values()] == ["en-de", "de-en", "en-fr", "de-fr"]
@@ -547,7 +548,37 @@ def test_a_model_without_the_piece_of_a_language_cannot_be_trained_for_it(
         prepare(load_config(plain))
 
 
-def test_a_model_grows_for_a_new_language(finished: tuple[RunConfig, Path], tmp_path: Path):
+@pytest.mark.parametrize("n_pieces", [0, 20])
+def test_another_code_of_a_language_that_the_model_has_is_refused(
+    finished: tuple[RunConfig, Path], tmp_path: Path, n_pieces: int
+):
+    _, path = finished
+    plain = _plain(toy_config(tmp_path / "text", max_steps=2, validate_every=2))
+    plain = {key: plain[key] for key in ("name", "src_lang", "data", "train")} | {"tgt_lang": "deu"}
+    del plain["data"]["target_language_piece"], plain["data"]["source_language_piece"]
+    plain["train"] |= {"init_from": str(path), "grow_vocab": n_pieces}
+    with pytest.raises(ConfigError) as refused:
+        prepare(load_config(plain))
+    assert str(refused.value) == (
+        f"train.init_from: the model in {path / 'model'} has the language deu under the code de. "
+        "Write de in place of deu."
+    )
+
+
+def test_a_finding_about_both_directions_of_a_corpus_is_told_once(finished: tuple[RunConfig, Path], tmp_path: Path):
+    config, path = finished
+    plain = _plain(config)
+    plain["train"]["init_from"] = str(path)
+    src, tgt = toy_text(100, 11)
+    lines = write_lines(tmp_path / "new.en", src), write_lines(tmp_path / "new.de", [f"č{line} ř" for line in tgt])
+    plain["data"]["train"].append({"src": str(lines[0]), "tgt": str(lines[1]), "both_directions": True})
+    told = [finding["problem"] for finding in prepare(load_config(plain)).manifest["findings"]]
+    assert sum("single bytes" in problem for problem in told) == 1
+
+
+def test_a_model_grows_for_a_new_language(
+    finished: tuple[RunConfig, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     config, path = finished
     plain = _plain(config)
     plain["train"] |= {"init_from": str(path), "grow_vocab": 20}
@@ -555,7 +586,9 @@ def test_a_model_grows_for_a_new_language(finished: tuple[RunConfig, Path], tmp_
     lines = write_lines(tmp_path / "cs.en", src), write_lines(tmp_path / "cs.cs", [f"č{line} ř" for line in tgt])
     plain["data"]["train"].append({"src": str(lines[0]), "tgt": str(lines[1]), "tgt_lang": "cs"})
     plain["data"]["train"].append({"run": str(path), "src_lang": "en", "tgt_lang": "de"})
-    train_run(load_config(plain), tmp_path / "run")
+    with caplog.at_level("INFO", logger="mt"):
+        train_run(load_config(plain), tmp_path / "run")
+    assert "vocabulary: 1 language piece, " in caplog.text
     grown = Translator.load(tmp_path / "run", "cpu", "fp32", tgt_lang="cs")
     assert grown.tokenizers.vocab_size == 420
     assert grown.first_ids == (400,)
@@ -597,4 +630,6 @@ def test_the_readme_of_an_export_begins_sources_with_the_pieces(finished: tuple[
         several_languages
     )
     assert '[["<2de>", *pieces, "</s>"]' in several_languages
+    assert "--model . --from en --to de --input" in several_languages
     assert "Each source must end with `</s>`" in one
+    assert "--model . --input" in one

@@ -309,7 +309,7 @@ class Translator:
             return self
         direction = chosen_direction(self.config, src_lang, tgt_lang)
         if direction not in self.config.directions:
-            note(f"the model was not trained to translate {direction}: translations are worse than of other pairs")
+            note(f"the model was not trained to translate {direction}: expect worse translations")
         return self.in_direction(direction)
 
     def in_direction(self, direction: Direction) -> Translator:

@@ -313,6 +313,7 @@ def _readme(folder: ModelFolder) -> str:
     loading = '{} = sentencepiece.SentencePieceProcessor(model_file="{}")'
     return Template(README_TEMPLATE.read_text(encoding="utf-8")).substitute(
         languages=", ".join(f"{src} to {tgt}" for src, tgt in folder.config.directions),
+        options=f" --from {direction.src} --to {direction.tgt}" if len(folder.config.directions) > 1 else "",
         first_pieces="".join(f"{json.dumps(piece)}, " for piece in first_pieces),
         of_languages=of_languages if first_pieces else "",
         loading="\n".join(map(loading.format, names, files)),

@@ -157,7 +157,7 @@ class PreparedData(Facts):
     @property
     def held_out(self) -> dict[str, HeldOutSet]:
         sets = self.valid_sets or ({} if self.valid is None else {"valid": self.valid})
-        valid = {name.replace("valid", "validation set", 1): one for name, one in sets.items()}
+        valid = {f"validation set{name[5:].replace('.', ' ', 1)}": one for name, one in sets.items()}
         return valid | {f"test set {name}": one for name, one in self.test.items()}
 
     @property
@@ -410,7 +410,7 @@ class Evaluation(TrainingFigures, Origin):
 
     @property
     def scored_sets(self) -> dict[str, ScoredSet]:
-        valid = {name.replace("valid", "validation set", 1): one for name, one in self.validated.items()}
+        valid = {f"validation set{name[5:].replace('.', ' ', 1)}": one for name, one in self.validated.items()}
         return self.test_sets | valid
 
     @property

@@ -459,7 +459,8 @@ class _Builder:
     def _warn(self, findings: Iterable[Finding]) -> None:
         """Log findings, and keep them for the report and for later starts; notes are for `mt doctor`."""
         for finding in findings:
-            if finding.level != "note":
+            # Both directions of a corpus give the same findings.
+            if finding.level != "note" and str(finding) not in map(str, self.findings):
                 self.findings.append(finding)
                 _log.warning(finding)
 
@@ -531,13 +532,12 @@ class _Builder:
         name = f"{vocabulary.name} vocabulary".lstrip()
         counts = reduce(add, (words[side] for side in vocabulary.sides))
         old, n = given.read_bytes(), self.config.train.grow_vocab
-        _log.info(f"growing the {name} by up to {n:,} pieces on {len(counts):,} distinct words")
+        _log.info(f"growing the {name} by up to {n:,} piece{'' if n == 1 else 's'} on {len(counts):,} distinct words")
         growth = grow_model(old, counts, n, controls=vocabulary.controls, symbols=vocabulary.symbols)
         path.write_bytes(growth.model)
         before, after = (tokens_per_word(model, counts) for model in (old, growth.model))
-        names = "language piece", "symbol", "character", "piece"
-        numbers = zip(growth.facts.values(), names, strict=True)
-        added = [f"{number:,} {one}{'s' if number > 1 else ''}" for number, one in numbers if number]
+        kinds = zip(("language piece", "symbol", "character", "piece"), growth.facts.values(), strict=True)
+        added = [f"{number:,} {kind}{'' if number == 1 else 's'}" for kind, number in kinds if number]
         tokens = f"its text takes {after:.2f} tokens per word, {before:.2f} before"
         _log.info(f"{name}: {listed(added) if added else 'nothing'} added; {tokens}")
         facts = growth.facts | {"fertility_before": before}

@@ -55,9 +55,9 @@ class RunReader(CorpusReader):
             if direction == self.langs
         ]
         if not parts:
-            has = listed(list(dict.fromkeys(map(str, directions))))
+            has = listed(list(dict.fromkeys(map(str, directions))), "or")
             problem = f"has no training text from {self.langs[0]} to {self.langs[1]}"
-            raise DataError(self.corpus.run, problem, f"set src_lang and tgt_lang of this entry to one of {has}")
+            raise DataError(self.corpus.run, problem, f"set src_lang and tgt_lang of this entry to those of {has}")
         return corpus, np.concatenate(parts)
 
 
