@@ -59,6 +59,11 @@ def facts_json(facts: Mapping[str, Any]) -> str:
     return _HALF_PAIRS.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"
 
 
+def valid_title(name: str) -> str:
+    """Return the name of a validation set in reports: validation set en-de, for valid.en-de."""
+    return "validation set" + name.removeprefix("valid").replace(".", " ", 1)
+
+
 def short_name(metric: str) -> str:
     """Return the metric's name without the part in brackets."""
     return metric.partition(" (")[0]
@@ -157,7 +162,7 @@ class PreparedData(Facts):
     @property
     def held_out(self) -> dict[str, HeldOutSet]:
         sets = self.valid_sets or ({} if self.valid is None else {"valid": self.valid})
-        valid = {f"validation set{name[5:].replace('.', ' ', 1)}": one for name, one in sets.items()}
+        valid = {valid_title(name): one for name, one in sets.items()}
         return valid | {f"test set {name}": one for name, one in self.test.items()}
 
     @property
@@ -410,7 +415,7 @@ class Evaluation(TrainingFigures, Origin):
 
     @property
     def scored_sets(self) -> dict[str, ScoredSet]:
-        valid = {f"validation set{name[5:].replace('.', ' ', 1)}": one for name, one in self.validated.items()}
+        valid = {valid_title(name): one for name, one in self.validated.items()}
         return self.test_sets | valid
 
     @property
