@@ -74,6 +74,7 @@ def test_two_ranks_make_the_same_updates_as_one_and_their_number_may_change(
     # Dropout is on: it depends on the micro-batch, not on the rank that computes it.
     config = toy_config(tmp_path, micro_batch_tokens=64, max_steps=12, log_every=1, validate_every=4)
     config = replace(config, model=replace(config.model, **variant))
+    config = replace(config, train=replace(config.train, optimizer="muon" if variant else "adam"))
     assert config.model.dropout > 0
     train_with(1, *arguments(config, tmp_path / "one"))
     for n_ranks, max_steps in ((2, 6), (1, 9), (2, 12)):

@@ -620,9 +620,12 @@ class TrainConfig:
     # true: schedule, peak_lr, warmup_steps, decay_share and final_lr_share may change when a run continues. If one has
     # changed, the schedule starts again after the last checkpoint, with its warm-up, and ends at max_steps.
     restart_schedule: Changeable[Flag] = False
-    # adam (Kingma and Ba 2015); adamw: Adam with weight_decay (Loshchilov and Hutter 2019).
-    optimizer: Literal["adam", "adamw"] = "adam"
-    weight_decay: Probability = 0.0  # Weight decay of adamw, for matrices and embeddings, not for biases and norms.
+    # adam (Kingma and Ba 2015); adamw: Adam with weight_decay (Loshchilov and Hutter 2019); muon: Muon for the matrices
+    # of layers and Adam for embeddings, norms and biases (Jordan et al. 2024), at the learning rates of Adam.
+    optimizer: Literal["adam", "adamw", "muon"] = "adam"
+    # Weight decay of adamw and muon, for the matrices of layers, not for embeddings, biases and norms.
+    weight_decay: Probability = 0.0
+    muon_momentum: Probability = 0.95  # Decay of Muon's average of gradients.
     adam_beta1: Probability = 0.9  # Decay of Adam's average of gradients.
     adam_beta2: Probability = 0.98  # Decay of Adam's average of squared gradients.
     adam_eps: PositiveFloat = 1e-9  # Number that Adam adds to the denominator.
@@ -688,9 +691,9 @@ class TrainConfig:
         return {name: getattr(self, name) for name in SCHEDULE}
 
     def __post_init__(self) -> None:
-        if self.weight_decay and self.optimizer != "adamw":
-            problem = f"is {self.weight_decay}, but {self.optimizer} has no weight decay"
-            raise Contradiction("weight_decay", problem, "set train.optimizer to adamw")
+        if self.weight_decay and self.optimizer == "adam":
+            problem = f"is {self.weight_decay}, but adam has no weight decay"
+            raise Contradiction("weight_decay", problem, "set train.optimizer to adamw or muon")
         if self.grow_vocab and self.init_from is None:
             problem = f"is {self.grow_vocab}, but training does not start from a model whose vocabulary could grow"
             raise Contradiction("grow_vocab", problem, "set train.init_from, or remove it")

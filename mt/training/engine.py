@@ -35,7 +35,7 @@ from mt.system.device import choose_device, choose_dtype, compile_blocker, memor
 from mt.system.distributed import SINGLE_PROCESS, Ranks
 from mt.text.corpus import ParallelIds
 from mt.text.tokenizer import PAD_ID
-from mt.training.optimizer import MovingAverage, Optimizer
+from mt.training.optimizer import MovingAverage, Optimizer, matrices_of
 from mt.units import format_bytes
 
 _log = logging.getLogger(__name__)
@@ -187,7 +187,11 @@ class Footprint:
         with torch.device("meta"):
             model = Transformer(config.model, vocab_size=vocab_size, pad_id=PAD_ID)
         train, n_bytes = config.train, 4 * sum(parameter.numel() for parameter in model.parameters())
-        memory = {"weights": n_bytes, "gradients": n_bytes, "the moments of Adam": 2 * n_bytes}
+        memory = {"weights": n_bytes, "gradients": n_bytes}
+        if train.optimizer == "muon":
+            memory["the averages of Adam and Muon"] = 2 * n_bytes - 4 * sum(map(torch.numel, matrices_of(model)))
+        else:
+            memory["the moments of Adam"] = 2 * n_bytes
         if train.ema_decay is not None:
             memory["the moving average"] = n_bytes
         checkpoint_bytes = sum(memory.values()) - memory["gradients"]  # with an average: the average and the weights

@@ -1,8 +1,9 @@
-"""The learning rate schedules, Adam with clipping and loss scaling, and a moving average of the weights."""
+"""The learning rate schedules, Adam and Muon with clipping and loss scaling, and a moving average of the weights."""
 
 from __future__ import annotations
 
 import math
+from itertools import chain
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from mt.config.settings import TrainConfig
 from mt.model import Transformer
+from mt.model.layers import Linear
+from mt.training.muon import Muon
 
 # For fp16: the scale starts here, halves at an overflow, and doubles after GROWTH_INTERVAL good updates in a row.
 FIRST_LOSS_SCALE = 2.0**15
@@ -46,8 +49,13 @@ def learning_rate(step: int, train: TrainConfig, d_model: int, start: int = 0) -
     return peak * (train.final_lr_share + (1 - train.final_lr_share) * share)
 
 
+def matrices_of(model: Transformer) -> dict[Tensor, list[int]]:
+    """Return the matrices of the layers, each with the rows of the projections in it."""
+    return {layer.weight: layer.parts for layer in model.modules() if isinstance(layer, Linear)}
+
+
 class Optimizer:
-    """Adam on summed gradients, without synchronising the host and the device.
+    """Adam on summed gradients, or Muon for the matrices of layers; the host and the device are not synchronised.
 
     torch's fused Adam gets clipping and the loss scale as `grad_scale`, and a NaN or infinite gradient norm as
     `found_inf`, with which parameters, moments and step count do not change.
@@ -58,20 +66,21 @@ class Optimizer:
     def __init__(self, model: Transformer, train: TrainConfig, dtype: torch.dtype) -> None:
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         device = self.parameters[0].device
+        matrices = matrices_of(model)
+        others = [parameter for parameter in self.parameters if parameter not in matrices]
+        # Only the matrices of layers decay: it does not help to pull biases, norms and embeddings towards zero.
+        groups = [{"params": others, "weight_decay": 0.0}]
+        self._muon = None
+        if train.optimizer == "muon":
+            # A CPU that does not train in bf16 has no fast products in it.
+            products = torch.bfloat16 if device.type == "cuda" else dtype
+            self._muon = Muon(matrices.items(), train.muon_momentum, train.weight_decay, products)
+        else:
+            groups.insert(0, {"params": [*matrices], "weight_decay": train.weight_decay})
         adam = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
-        self._adam = adam(
-            # Biases and norms do not decay: it does not help to pull them towards zero.
-            [
-                {"params": [p for p in self.parameters if p.ndim >= 2], "weight_decay": train.weight_decay},
-                {"params": [p for p in self.parameters if p.ndim < 2], "weight_decay": 0.0},
-            ],
-            lr=0.0,
-            betas=(train.adam_beta1, train.adam_beta2),
-            eps=train.adam_eps,
-            fused=True,
-        )
+        self._adam = adam(groups, lr=0.0, betas=(train.adam_beta1, train.adam_beta2), eps=train.adam_eps, fused=True)
         # Allocated now, so that no update runs out of memory half-way, and the memory in use is known from the start.
-        for parameter in self.parameters:
+        for parameter in chain.from_iterable(group["params"] for group in self._adam.param_groups):
             self._adam.state[parameter] = {
                 "step": torch.zeros((), dtype=torch.float32, device=device),
                 "exp_avg": torch.zeros_like(parameter),
@@ -93,20 +102,26 @@ class Optimizer:
         norm = torch.nn.utils.get_total_norm(gradients) / self.loss_scale
         not_finite = ~torch.isfinite(norm)
         excess = torch.ones_like(norm) if self._clip_norm is None else (norm / self._clip_norm).clamp(min=1.0)
+        divisor = torch.where(not_finite, torch.ones_like(norm), self.loss_scale * excess)
         # torch reads both from the object; GradScaler sets them the same way.
-        self._adam.grad_scale = torch.where(not_finite, torch.ones_like(norm), self.loss_scale * excess)  # type: ignore[attr-defined]
+        self._adam.grad_scale = divisor  # type: ignore[attr-defined]
         self._adam.found_inf = self.was_skipped = not_finite.float()  # type: ignore[attr-defined]
         for group in self._adam.param_groups:
             group["lr"] = lr
         if self.scales_loss:
             self._adapt_loss_scale(not_finite)
+        if self._muon is not None:
+            self._muon.compute(divisor, not_finite)
         self._adam.step()  # the last operation that can fail; if it does, no parameter has changed
+        if self._muon is not None:
+            self._muon.apply(lr)
         self.zero_grad()
         return norm
 
     def zero_grad(self) -> None:
         """Drop the gradients, before the next update or a repetition of this one."""
-        self._adam.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def _adapt_loss_scale(self, overflowed: Tensor) -> None:
         self._good_updates = torch.where(overflowed, torch.zeros_like(self._good_updates), self._good_updates + 1)
@@ -119,6 +134,7 @@ class Optimizer:
         """Return everything that the next update depends on."""
         return {
             "adam": self._adam.state_dict(),
+            "muon": None if self._muon is None else self._muon.state_dict(),
             "scales_loss": self.scales_loss,
             "loss_scale": self.loss_scale,
             "good_updates": self._good_updates,
@@ -127,6 +143,8 @@ class Optimizer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict`."""
         self._adam.load_state_dict(state["adam"])
+        if self._muon is not None:
+            self._muon.load_state_dict(state["muon"])
         device = self.loss_scale.device
         # If a run continues in another precision, the loss scale keeps its initial value.
         if self.scales_loss and state["scales_loss"]:
