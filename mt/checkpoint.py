@@ -206,8 +206,12 @@ class ModelFolder(CheckedFolder):
     def load_model(self, dtype: torch.dtype, device: torch.device) -> Transformer:
         """Return the model for inference, with all weights in the given type."""
         self.check_shapes()
+        return self.with_weights(self.load_weights(), dtype, device)
+
+    def with_weights(self, weights: dict[str, Tensor], dtype: torch.dtype, device: torch.device) -> Transformer:
+        """Return the model for inference with these weights in place of the stored ones."""
         model = Transformer(self.config.model, vocab_size=self.vocab_size, pad_id=PAD_ID, dtype=torch.float32)
-        load_into(model, self.load_weights(), self.path)
+        load_into(model, weights, self.path)
         return model.to(device).for_inference(dtype)
 
     def load_training_state(self) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any, cast
+
+from torch import Tensor
 
 from mt.checkpoint import ModelFolder, average_weights, save_model_folder
 from mt.config.loading import CONFIG, as_yaml, config_differences, dump_config, is_changeable, load_config
@@ -28,7 +29,7 @@ from mt.report.facts import Evaluation
 from mt.report.terminal import comparison_lines, direction_lines, scores_text
 from mt.run_folder import ADDED_TESTS, MADE_AT, RunFolder, checkpoint_step, initial_model
 from mt.system.console import note
-from mt.system.device import choose_device, hardware
+from mt.system.device import choose_device, choose_dtype, hardware
 from mt.system.distributed import Ranks, process_group
 from mt.system.files import file_checksum, write_json, write_text
 from mt.system.provenance import source_commit, versions
@@ -37,17 +38,17 @@ from mt.text.corpus import PreparedCorpus, pairs_text, with_tag
 from mt.text.overlap import n_in_training
 from mt.text.prepare import changed_inputs, corpus_inputs, fingerprint_of, held_out_pairs, prepare_corpus
 from mt.text.reader import SentencePair
+from mt.text.sentences import UsualLines
 from mt.training.engine import check_memory, choose_execution
 from mt.training.loop import train
 from mt.training.progress import Progress
+from mt.training.validation import validate
 from mt.units import format_count, format_duration, listed
 
 _log = logging.getLogger(__name__)
 
 _SCHEDULE_KEYS = tuple(f"train.{name}" for name in SCHEDULE)
 _PATH_OF_TEXT = re.compile(r"data\.(train\.\d+|valid(\.\d+)?|test\..+)\.(src|tgt|file|dataset)(\.\d+)?")
-
-AVERAGE_TOLERANCE = 1.0  # BLEU or chrF2 on the validation set by which an average may be worse than the best checkpoint
 
 
 def train_run(config: RunConfig, run_dir: Path) -> None:
@@ -70,7 +71,7 @@ def train_run(config: RunConfig, run_dir: Path) -> None:
             progress = train(config, corpus, run_dir, ranks)
         if not ranks.is_first:
             return
-        _finish_model(config, run)
+        _finish_model(config, corpus, run, progress)
         report = _evaluate_run(config, corpus, run, progress)
     for line in report.warning_lines:
         _log.warning(line)
@@ -140,8 +141,11 @@ def average_run(run_dir: Path, last: int) -> Path:
         n = len(folders)
         found = f"has {n} checkpoint{'' if n == 1 else 's'} to average"
         raise CheckpointError(run_dir, found, f"give --last {f'1 to {n}' if n > 1 else 1}, not {last}")
+    average, folders = run.average(last), folders[-last:]
     with run.held():
-        return _write_average(config, run, run.average(last), folders[-last:])
+        if not _is_average(average, config, run, folders):
+            _write_average(config, run, average, folders, average_weights(folders))
+    return average
 
 
 def corpus_folder(config: RunConfig, run: RunFolder) -> Path:
@@ -301,31 +305,50 @@ def _record_start(config: RunConfig, corpus: PreparedCorpus, run: RunFolder, add
     write_json(run.record, record)
 
 
-def _finish_model(config: RunConfig, run: RunFolder) -> None:
-    """Write `model/`: the average of the last checkpoints, or the best checkpoint."""
-    if (n := config.train.n_averaged) > 0:
-        folders = run.scheduled_checkpoints(config.train.checkpoint_every)[-n:]
-    else:
-        folders = [run.best_checkpoint() or run.checkpoints()[-1]]
-    _write_average(config, run, run.model, folders)
+def _finish_model(config: RunConfig, corpus: PreparedCorpus, run: RunFolder, progress: Progress) -> None:
+    """Write `model/`: the average of the last checkpoints, or the best checkpoint if its validation score is higher."""
+    best = run.best_checkpoint() or run.checkpoints()[-1]
+    n = config.train.n_averaged
+    folders = run.scheduled_checkpoints(config.train.checkpoint_every)[-n:] if n else [best]
+    if any(_is_average(run.model, config, run, one) for one in (folders, [best])):
+        return
+    weights = average_weights(folders)
+    if folders != [best] and progress.best_step == checkpoint_step(best):
+        newest, on = ModelFolder.open(folders[-1]), choose_device(config.train.device)
+        model = newest.with_weights(weights, choose_dtype(config.train.precision, on), on)
+        lines = UsualLines.of_manifest(newest.manifest)
+        result = validate(model, newest.load_tokenizers(), corpus, config, lines)
+        by = config.train.best_by
+        score, best_score = getattr(result, by), -progress.best_score if by == "loss" else progress.best_score
+        average, step = _steps_text(list(map(checkpoint_step, folders))), f"step {checkpoint_step(best):,}"
+        is_better = score <= best_score if by == "loss" else score >= best_score
+        name = {"bleu": "BLEU", "chrf": "chrF2"}.get(by, by)
+        scores = f"validation {name}: {score:.2f} for the {average}, {best_score:.2f} for {step}"
+        _log.info(f"{scores}; the model is {f'the {average}' if is_better else step}")
+        if not is_better:
+            folders, weights = [best], average_weights([best])
+    _write_average(config, run, run.model, folders, weights)
 
 
-def _write_average(config: RunConfig, run: RunFolder, model_dir: Path, folders: list[Path]) -> Path:
-    """Write the mean of some checkpoints as a model folder, unless it exists already."""
-    made_at = checkpoint_step(run.checkpoints()[-1])
-    steps = [checkpoint_step(folder) for folder in folders]
+def _is_average(model_dir: Path, config: RunConfig, run: RunFolder, folders: list[Path]) -> bool:
+    """Return whether a model folder exists, is the mean of these checkpoints, and was made after the last update."""
+    wanted = (list(map(checkpoint_step, folders)), checkpoint_step(run.checkpoints()[-1]), config)
     try:
         present = ModelFolder.open(model_dir)
-        origin = (present.manifest["averaged_steps"], present.manifest[MADE_AT], present.config)
-        if origin == (steps, made_at, config):
-            return model_dir
+        return (present.manifest["averaged_steps"], present.manifest[MADE_AT], present.config) == wanted
     except (CheckpointError, KeyError):
-        pass
+        return False
+
+
+def _write_average(
+    config: RunConfig, run: RunFolder, model_dir: Path, folders: list[Path], weights: dict[str, Tensor]
+) -> None:
+    """Write the mean of some checkpoints as a model folder."""
     newest = ModelFolder.open(folders[-1])
     manifest = {key: value for key, value in newest.manifest.items() if key != "format_version"}
-    manifest |= {"averaged_steps": steps, MADE_AT: made_at}
-    save_model_folder(model_dir, average_weights(folders), config, newest.tokenizer_paths, manifest)
-    return model_dir
+    made_at = checkpoint_step(run.checkpoints()[-1])
+    manifest |= {"averaged_steps": list(map(checkpoint_step, folders)), MADE_AT: made_at}
+    save_model_folder(model_dir, weights, config, newest.tokenizer_paths, manifest)
 
 
 def _evaluate_run(config: RunConfig, corpus: PreparedCorpus, run: RunFolder, progress: Progress) -> Evaluation:
@@ -461,12 +484,11 @@ def _translations_of(
 
 def format_report(report: Evaluation) -> str:
     """Return a run's report as text for a terminal."""
-    steps = (report.basis or {})["averaged_steps"]
     return "\n".join(
         [
             f"{report.name}: {format_count(report.n_parameters or 0)} parameters, {report.steps:,} steps, "
             f"{report.n_tgt_tokens:,} target tokens in {format_duration(report.train_seconds or 0)}",
-            f"model: {'average of steps' if len(steps) > 1 else 'step'} {', '.join(f'{step:,}' for step in steps)}",
+            f"model: {_steps_text((report.basis or {})['averaged_steps'])}",
             scores_text(report.validated | report.test_sets),
             *direction_lines(report),
             *comparison_lines(report),
@@ -475,21 +497,14 @@ def format_report(report: Evaluation) -> str:
     )
 
 
+def _steps_text(steps: Sequence[int]) -> str:
+    return f"{'average of steps' if len(steps) > 1 else 'step'} {', '.join(f'{step:,}' for step in steps)}"
+
+
 def notes_of(report: Evaluation, train: TrainConfig) -> list[str]:
-    """Return a note if no checkpoint is within `train.max_loss_on_old`, or if the average is worse than the best."""
-    if train.max_loss_on_old is not None and report.best is None:
-        limit = f"{train.max_loss_on_old:g} BLEU on the validation text of {train.init_from} (train.max_loss_on_old)"
-        advice = "lower train.peak_lr, validate more often, or add {run: DIR} to data.train"
-        return [f"each checkpoint lost more than {limit}, so this model is the last one: {advice}"]
-    best, steps = report.best or {}, (report.basis or {})["averaged_steps"]
-    if not report.validated or len(steps) < 2:
+    """Return a note if no checkpoint is within `train.max_loss_on_old`."""
+    if train.max_loss_on_old is None or report.best is not None:
         return []
-    scores = [{one.name: one.score for one in scored.scores} for scored in report.validated.values()]
-    score_of = {name: fmean(one[name] for one in scores) for name in scores[0] if all(name in one for one in scores)}
-    sets = "set" if len(scores) == 1 else "sets"
-    return [
-        f"on the validation {sets}, the average of checkpoints ({score_of[name]:.2f} {name}) is worse than step "
-        f"{best['step']:,} ({best[key]:.2f} {name} in training); --set train.average_last=0 uses that step instead"
-        for key, name in (("bleu", "BLEU"), ("chrf", "chrF2"))
-        if key in best and score_of[name] <= best[key] - AVERAGE_TOLERANCE
-    ]
+    limit = f"{train.max_loss_on_old:g} BLEU on the validation text of {train.init_from} (train.max_loss_on_old)"
+    advice = "lower train.peak_lr, validate more often, or add {run: DIR} to data.train"
+    return [f"each checkpoint lost more than {limit}, so this model is the last one: {advice}"]

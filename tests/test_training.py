@@ -19,14 +19,14 @@ import yaml
 
 from mt import api
 from mt.api import TrainedRun
-from mt.checkpoint import ModelFolder
+from mt.checkpoint import ModelFolder, average_weights
 from mt.config.loading import dump_config
 from mt.config.settings import RunConfig, TextFiles, TrainConfig
 from mt.data.packing import PlanState
 from mt.errors import DataError, MTError, TrainingError
 from mt.evaluation.command import evaluate_model
 from mt.evaluation.findings import EvalOptions
-from mt.pipeline import average_run, format_report, notes_of, train_run
+from mt.pipeline import average_run, format_report, train_run
 from mt.report.facts import Evaluation, MetricScore, ScoredSet
 from mt.run_folder import RunFolder
 from mt.system import signals
@@ -763,8 +763,7 @@ def test_the_error_for_a_damaged_run_record_says_what_to_do(tmp_path: Path) -> N
     )
 
 
-def test_the_report_notes_if_the_average_is_worse_than_a_checkpoint() -> None:
-    bleu = MetricScore(name="BLEU", score=30.0, signature="sig")
+def test_the_report_names_the_steps_that_the_model_is_made_of() -> None:
     report = Evaluation(
         system="x",
         name="x",
@@ -773,21 +772,49 @@ def test_the_report_notes_if_the_average_is_worse_than_a_checkpoint() -> None:
         n_tgt_tokens=5_000,
         train_seconds=65.0,
         basis={"averaged_steps": [1_000, 1_200]},
-        best={"step": 800, "bleu": 31.5},
-        valid=ScoredSet(n_lines=3, n_references=1, scores=[bleu]),
+        valid=ScoredSet(n_lines=3, n_references=1, scores=[MetricScore(name="BLEU", score=30.0, signature="sig")]),
         test_sets={},
     )
-    notes = notes_of(report, TrainConfig())
-    assert format_report(report.model_copy(update={"notes": notes})).splitlines() == [
+    assert format_report(report).splitlines() == [
         "x: 33,536 parameters, 1,200 steps, 5,000 target tokens in 1 min 05 s",
         "model: average of steps 1,000, 1,200",
         "valid (3 lines)",
         "  BLEU    30.00   sig",
-        "note: on the validation set, the average of checkpoints (30.00 BLEU) is worse than step 800 (31.50 BLEU in "
-        "training); --set train.average_last=0 uses that step instead",
     ]
-    for best in ({"step": 800, "bleu": 30.9}, None):
-        assert not notes_of(report.model_copy(update={"best": best}), TrainConfig())
+
+
+@pytest.mark.parametrize(
+    ("by", "of_average", "steps"),
+    [("bleu", 31.5, [4, 6]), ("bleu", 31.4, [2]), ("chrf", 60.0, [4, 6]), ("loss", 1.5, [4, 6]), ("loss", 1.6, [2])],
+)
+def test_the_model_is_the_average_unless_the_best_checkpoint_has_a_better_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: Any, of_average: float, steps: list[int]
+) -> None:
+    def result(value: float) -> ValidationResult:
+        return ValidationResult(**{"loss": 9.0, "bleu": 1.0, "chrf": 1.0, by: value}, loss_by_length={}, samples=[])
+
+    best, worse = (1.5, 2.0) if by == "loss" else (31.5, 30.0)
+    results = iter([best, worse, worse])
+    monkeypatch.setattr("mt.training.loop.validate", lambda *_: result(next(results)))
+    validated = []
+
+    def validate_average(model: torch.nn.Module, *_: object) -> ValidationResult:
+        validated.append(model)
+        return result(of_average)
+
+    monkeypatch.setattr("mt.pipeline.validate", validate_average)
+    settings = {"max_steps": 6, "validate_every": 2, "checkpoint_every": 2, "average_last": 2, "best_by": by}
+    config = toy_config(tmp_path, **settings)
+    for _ in range(2):  # a second start keeps the model, and validates nothing
+        train_run(config, tmp_path / "run")
+        model = ModelFolder.open(tmp_path / "run" / "model")
+        assert model.manifest["averaged_steps"] == steps
+        assert len(validated) == 1
+    average = average_weights([RunFolder(tmp_path / "run").checkpoint(step) for step in (4, 6)])
+    expected = average if len(steps) > 1 else weights_of(tmp_path / "run", 2)
+    assert all(torch.equal(value, expected[name]) for name, value in model.load_weights().items())
+    (of_validated,) = validated
+    assert all(torch.equal(value, average[name]) for name, value in of_validated.named_parameters())
 
 
 def test_starting_a_finished_training_logs_that_it_is_finished(

@@ -665,8 +665,8 @@ class TrainConfig:
     keep_best: Changeable[Positive] = 1  # Number of checkpoints with the best validation scores to keep.
     # Checkpoints at multiples of this number of updates are kept for good: a multiple of checkpoint_every. null: none.
     keep_every: Changeable[Int | None] = None
-    # Number of last checkpoints that are averaged into the final model. 0, or with max_loss_on_old: take the best
-    # checkpoint by best_by.
+    # Number of last checkpoints that are averaged into the final model, unless the best checkpoint has a better score
+    # on the validation set. 0, or with max_loss_on_old: take the best checkpoint by best_by.
     average_last: Changeable[Natural] = 5
     # Decay of a moving average of the weights, such as 0.999; the average is then validated and saved. null: none.
     ema_decay: Decay | None = None

@@ -53,7 +53,7 @@ def validate(
     tokenizers: Tokenizers,
     corpus: PreparedCorpus,
     config: RunConfig,
-    usual_lines: UsualLines,
+    usual_lines: UsualLines | None,
     old_sets: OldSets | None = None,
     old_bleu: float = 0.0,
 ) -> ValidationResult:
