@@ -107,6 +107,7 @@ LAYERS: list[set[str]] = [
         "export.ctranslate2",
     },
     {
+        "training.budget",
         "training.muon",
         "training.optimizer",
         "training.engine",

@@ -76,6 +76,7 @@ def load_config(
             _place(tree, RunConfig, key.split("."), value, key="")
         except ConfigError as error:
             raise error.within(place) from None
+    _drop_replaced(tree, {key for _, key, _ in changes})
     started = Path(run_dir or Path("runs", str(tree.get("name"))), CONFIG)
     try:
         run = _validated(tree, started, None if is_stored else {FOLDER: folder})
@@ -314,6 +315,16 @@ def _place(container: Any, hint: Any, path: list[str], value: Any, key: str) -> 
         _place(below, inner, rest, value, here)
         value = below
     container[step] = value
+
+
+def _drop_replaced(tree: dict[Any, Any], changed: set[str]) -> None:
+    """Remove what an overridden budget replaces, or the budget that overridden steps or an overridden time replace."""
+    train, replaced = tree.get("train"), {f"train.{name}" for name in settings.BUDGET_REPLACES}
+    if "train.budget" not in changed:
+        replaced = {"train.budget"} if changed & {"train.max_steps", "train.stop_after"} else set()
+    if isinstance(train, dict):
+        for key in replaced - changed:
+            train.pop(key.removeprefix("train."), None)
 
 
 def _blamed(error: ConfigError, where: str, overrides: Sequence[tuple[str, str]]) -> ConfigError:

@@ -101,6 +101,13 @@ Changeable = Annotated[T, CHANGEABLE]
 BleuTokenizer = Literal["13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "flores101", "flores200", "none"]
 # Settings of the learning rate, by name in `train`. A started run changes them with train.restart_schedule.
 SCHEDULE = ("schedule", "peak_lr", "warmup_steps", "decay_share", "final_lr_share")
+# Settings of `train` that a budget replaces, and the values that they may then have.
+BUDGET_REPLACES: dict[str, tuple[object, ...]] = {
+    "max_steps": (100_000,),
+    "stop_after": (None,),
+    "schedule": ("inverse_sqrt", "warmup_stable_decay"),
+    "restart_schedule": (False,),
+}
 # An empty section, list or mapping may be written as null.
 Section = Annotated[T, BeforeValidator(lambda value: {} if value is None else value)]
 _AS_LIST = BeforeValidator(lambda value: [] if value is None else value)
@@ -602,6 +609,10 @@ class TrainConfig:
     # Target tokens of one forward and backward pass. auto: on a GPU, the largest size that fits; on a CPU, 4,096.
     micro_batch_tokens: Changeable[Positive | Literal["auto"]] = "auto"
     max_steps: Changeable[Positive] = 100_000  # Updates of the whole training.
+    # Time for the whole training, such as 45m: training, validation and evaluation, without preparing the data. The
+    # schedule is warmup_stable_decay, laid out over this time from measured speed. It replaces max_steps and
+    # stop_after. null: none.
+    budget: Duration | None = None
     # Training time such as 30m or 11h; then training saves, averages and evaluates as at max_steps. null: no limit.
     stop_after: Changeable[Duration | None] = None
     # Learning rate after the warm-up. inverse_sqrt: falls with the root of the step (Vaswani et al. 2017); cosine: half
@@ -614,7 +625,8 @@ class TrainConfig:
     peak_lr: PositiveFloat | None = None
     # Updates of the warm-up, in which the learning rate rises linearly from zero to peak_lr.
     warmup_steps: Positive = 4_000
-    decay_share: Fraction = 0.2  # Last fraction of max_steps, in which warmup_stable_decay lowers the learning rate.
+    # Last fraction of max_steps or of the budget, in which warmup_stable_decay lowers the learning rate.
+    decay_share: Fraction = 0.2
     # Last learning rate of cosine, linear and warmup_stable_decay, as a fraction of peak_lr.
     final_lr_share: Fraction = 0.0
     # true: schedule, peak_lr, warmup_steps, decay_share and final_lr_share may change when a run continues. If one has
@@ -681,6 +693,11 @@ class TrainConfig:
     log_every: Changeable[Positive] = 50  # Updates between lines of the log.
 
     @property
+    def last_step(self) -> int:
+        """The update after which training ends in any case: `max_steps`, or with a budget one that is never reached."""
+        return self.max_steps if self.budget is None else _LARGEST
+
+    @property
     def n_averaged(self) -> int:
         """The number of last checkpoints that are averaged into the final model; 0: it is the best checkpoint."""
         return self.average_last if self.max_loss_on_old is None else 0
@@ -691,6 +708,11 @@ class TrainConfig:
         return {name: getattr(self, name) for name in SCHEDULE}
 
     def __post_init__(self) -> None:
+        if self.budget is not None:
+            for name, allowed in BUDGET_REPLACES.items():
+                if (value := getattr(self, name)) not in allowed:
+                    problem = f"is {value}, but train.budget ({self.budget}) replaces it"
+                    raise Contradiction(name, problem, "remove one of them", others=["train.budget"])
         if self.weight_decay and self.optimizer == "adam":
             problem = f"is {self.weight_decay}, but adam has no weight decay"
             raise Contradiction("weight_decay", problem, "set train.optimizer to adamw or muon")

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from mt.config.settings import RunConfig, VocabSizes
+from mt.config.settings import RunConfig, TrainConfig, VocabSizes
 from mt.errors import CheckpointError, ConfigError, DataError, MTError, statement
 from mt.evaluation.tokenization import bleu, tokenizer_of
 from mt.pipeline import config_of_corpus
@@ -59,7 +59,7 @@ class Forecast:
     train_pairs_are_all: bool  # False: there was no time to read every corpus to its end
     src_tokens: int
     tgt_tokens: int
-    epochs: float
+    epoch_tokens: float  # of the target
     vocab_size: VocabSizes
     parameters: int
     device: str
@@ -106,7 +106,7 @@ def examine(config: RunConfig, run_dir: Path) -> Diagnosis:
         _log.info("testing cleaning, the tokenizer and encoding")
         forecast = _rehearse(config, run_dir, given, train, held_out, findings)
     findings += _bleu_findings(config)
-    if complete := RunFolder(run_dir).limit_warning(config.train.max_steps):
+    if complete := RunFolder(run_dir).limit_warning(config.train.last_step):
         findings.append(replace(Finding.of(complete, "complete", "train.max_steps"), level="warning"))
     findings.sort(key=lambda finding: [*readers, finding.key].index(finding.key))
     return Diagnosis(config, tuple(samples), tuple(findings), forecast, time.perf_counter() - started_at)
@@ -230,7 +230,7 @@ def _forecast(config: RunConfig, rehearsal: Rehearsal, device: torch.device | No
         train_pairs_are_all=all(source.sample.is_read for source in sources),
         src_tokens=src_tokens,
         tgt_tokens=tgt_tokens,
-        epochs=config.train.max_steps * config.train.batch_tokens / max(1.0, epoch_tokens),
+        epoch_tokens=max(1.0, epoch_tokens),
         vocab_size=rehearsal.vocab_size,
         parameters=footprint.n_parameters,
         device="" if device is None else str(device),
@@ -247,13 +247,18 @@ def _forecast(config: RunConfig, rehearsal: Rehearsal, device: torch.device | No
 # --- Settings against data --------------------------------------------------------------------------------------------
 
 
+def _epochs(train: TrainConfig, forecast: Forecast) -> float:
+    """Return the number of epochs; 0 with a budget, since it depends on speed."""
+    return 0.0 if train.budget else train.max_steps * train.batch_tokens / forecast.epoch_tokens
+
+
 def _setting_findings(config: RunConfig, forecast: Forecast) -> Iterator[Finding]:
     train, dropout = config.train, config.model.dropout
 
     def finding(level: Level, check: str, key: str, problem: str, fix: str) -> Finding:
         return Finding(level, check, key, statement(key, problem), fix)
 
-    epoch_tokens = train.max_steps * train.batch_tokens / forecast.epochs
+    epoch_tokens, epochs = forecast.epoch_tokens, _epochs(train, forecast)
     if train.batch_tokens > epoch_tokens:
         problem = (
             f"{train.batch_tokens:,} target tokens per update are more than an epoch has ({_about(epoch_tokens)}), "
@@ -274,12 +279,12 @@ def _setting_findings(config: RunConfig, forecast: Forecast) -> Iterator[Finding
         fix = f"raise it to {ADVISED_DROPOUT:g}, and use a smaller model"
         yield finding("note", "dropout", "model.dropout", problem, fix)
 
-    if forecast.epochs > MANY_EPOCHS and forecast.train_pairs_are_all and train.patience is None:
-        problem = f"{train.max_steps:,} updates would train on every pair about {forecast.epochs:,.0f} times"
-        fewer = max(1, rounded(train.max_steps * 100 / forecast.epochs))
+    if epochs > MANY_EPOCHS and forecast.train_pairs_are_all and train.patience is None:
+        problem = f"{train.max_steps:,} updates would train on every pair about {epochs:,.0f} times"
+        fewer = max(1, rounded(train.max_steps * 100 / epochs))
         fix = f"lower it, for example to {fewer} (about 100 times), or set train.patience"
         yield finding("warning", "epochs", "train.max_steps", problem, fix)
-    if train.warmup_steps > train.max_steps:
+    if train.warmup_steps > train.last_step:
         more = f"{train.warmup_steps:,} is more than train.max_steps ({train.max_steps:,})"
         problem = f"{more}, so the learning rate never reaches its peak"
         fix = f"lower it, for example to {max(1, train.max_steps // 10)}"
@@ -343,12 +348,14 @@ def _forecast_lines(diagnosis: Diagnosis, forecast: Forecast, config_name: str) 
     least, most = ("", "") if forecast.train_pairs_are_all else ("at least ", "at most ")
     n, seconds = n_cores(), format_duration(max(1.0, forecast.prepare_seconds))
     prepare = f"about {seconds} on {n} core{'s' if n > 1 else ''}, {format_bytes(forecast.prepare_bytes)} of memory"
+    train, epochs = diagnosis.config.train, _epochs(diagnosis.config.train, forecast)
+    n_epochs = f"{most}about {epochs:,.{0 if epochs >= 10 else 1}f} epochs"
+    length = f"training takes {train.budget}" if train.budget else f"{train.max_steps:,} updates are {n_epochs}"
     corpus, checkpoints = format_bytes(forecast.corpus_bytes), format_bytes(forecast.checkpoint_bytes)
     entries = {
         **{sample.key: _checked(sample) for sample in diagnosis.samples},
         "training": f"{least}{_about(forecast.train_pairs)} pairs are kept, with {_about(forecast.src_tokens)} source "
-        f"and {_about(forecast.tgt_tokens)} target tokens; {diagnosis.config.train.max_steps:,} updates are {most}"
-        f"about {forecast.epochs:,.{0 if forecast.epochs >= 10 else 1}f} epochs",
+        f"and {_about(forecast.tgt_tokens)} target tokens; {length}",
         "model": f"{forecast.parameters:,} parameters with a vocabulary of {format_vocabulary(forecast.vocab_size)}",
         "prepare": f"already prepared: {forecast.prepared}" if forecast.prepared else prepare,
         "memory": f"at least {format_bytes(forecast.training_bytes)} of the {format_bytes(forecast.device_bytes)} of "

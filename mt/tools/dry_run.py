@@ -28,6 +28,7 @@ from mt.system.files import existing_folder
 from mt.text.corpora import readers_of
 from mt.text.corpus import PreparedCorpus
 from mt.tools.bench import StepTimer, device_name, engine_over, step_in_parts
+from mt.training.budget import LONGEST_WARM_UP, budget_seconds
 from mt.training.engine import Engine, Footprint, OutOfMemory, Update, choose_execution
 from mt.training.optimizer import learning_rate
 from mt.units import format_bytes, format_duration
@@ -70,6 +71,7 @@ def dry_run(config: RunConfig, run_dir: Path) -> str:
     engine = engine_over(config, corpus)
     _log.info(f"measuring updates on {engine.device}")
     cost, footprint = measure(engine), Footprint.of(config, engine.model.vocab_sizes)
+    config = replace(config, train=_with_steps(config.train, cost.update_seconds))
     corpus_place = f"{folder} ({'to be prepared' if corpus is None else 'prepared'})"
     start = 0
     with suppress(CheckpointError):  # there is none yet, or it is damaged
@@ -84,7 +86,7 @@ def dry_run(config: RunConfig, run_dir: Path) -> str:
         "files": _file_lines(config.train, footprint, corpus_place, run_dir, n_done),
     }
     text = [f"{config.name}: what mt train would do. This is a dry run: nothing is written."]
-    if warning := run.limit_warning(config.train.max_steps):
+    if warning := run.limit_warning(config.train.last_step):
         text.append(f"warning: {warning}")
     for name, lines in sections.items():
         text += ["", f"{name:<{MARGIN}}{lines[0]}", *(f"{'':<{MARGIN}}{line}" for line in lines[1:])]
@@ -150,6 +152,15 @@ def _one_micro_batch(update: Update, number: int) -> Update:
     """Return the update with only one of its micro-batches."""
     number %= len(update.micro_batches)
     return replace(update, micro_batches={number: update.micro_batches[number]})
+
+
+def _with_steps(train: TrainConfig, update_seconds: float) -> TrainConfig:
+    """Return the settings with the steps of a budget that is used for nothing but updates."""
+    if train.budget is None:
+        return train
+    n = max(1, math.floor(budget_seconds(train) / update_seconds))
+    warmup = min(train.warmup_steps, max(1, round(n * LONGEST_WARM_UP)))
+    return replace(train, budget=None, max_steps=n, schedule="warmup_stable_decay", warmup_steps=warmup)
 
 
 # --- Output -----------------------------------------------------------------------------------------------------------

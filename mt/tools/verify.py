@@ -206,6 +206,7 @@ def short_config(config: RunConfig, n_updates: int) -> RunConfig:
         config.train,
         max_steps=n_updates,
         stop_after=None,
+        budget=None,
         patience=None,
         log_every=1,
         checkpoint_every=max(1, n_updates // 10),

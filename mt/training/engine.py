@@ -196,8 +196,9 @@ class Footprint:
             memory["the moving average"] = n_bytes
         checkpoint_bytes = sum(memory.values()) - memory["gradients"]  # with an average: the average and the weights
         n_kept = max(train.keep_last, train.average_last) + train.keep_best
-        n_kept += 0 if train.keep_every is None else train.max_steps // train.keep_every
-        n_checkpoints = min(n_kept, math.ceil(train.max_steps / train.checkpoint_every))
+        # With a budget, the number of updates is not known: those of keep_every are not counted.
+        n_kept += 0 if train.keep_every is None or train.budget else train.max_steps // train.keep_every
+        n_checkpoints = min(n_kept, math.ceil(train.last_step / train.checkpoint_every))
         disk_bytes = n_checkpoints * checkpoint_bytes + n_bytes
         return cls(model.n_parameters, memory, checkpoint_bytes, n_checkpoints, disk_bytes)
 

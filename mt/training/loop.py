@@ -18,7 +18,6 @@ from torch import Tensor
 
 from mt.checkpoint import ModelFolder, save_model_folder
 from mt.config.settings import RunConfig, TrainConfig, parse_duration
-from mt.data.packing import PlanState
 from mt.decode.translator import Translator
 from mt.errors import CheckpointError, ConfigError, TrainingError
 from mt.evaluation.tokenization import chosen_tokenizers
@@ -35,16 +34,17 @@ from mt.text.corpus import PreparedCorpus
 from mt.text.growth import spellings
 from mt.text.sentences import UsualLines
 from mt.text.tokenizer import Tokenizers
+from mt.training.budget import BudgetPlan, Costs, Stopwatch, budget_seconds
 from mt.training.engine import Engine, OutOfMemory, StepResult, Update
-from mt.training.optimizer import learning_rate
+from mt.training.optimizer import learning_rate, peak_lr
 from mt.training.progress import Progress, UpdateMeter
 from mt.training.tracker import SilentTracker, Tracker
-from mt.training.validation import OldSets, ValidationResult, mean_bleu, validate
+from mt.training.validation import OldSets, ValidationResult, mean_bleu, validate, validation_costs
 from mt.units import format_count, format_duration
 
 _log = logging.getLogger(__name__)
 
-# Why training stops before max_steps: one of these, or the number of a signal. The largest of all ranks counts.
+# Why training stops before its last step: one of these, or the number of a signal. The largest of all ranks counts.
 NO_STOP, TIME_LIMIT = 0, 1
 
 Saved = tuple[dict[str, Tensor], dict[str, Any], Progress]  # weights, training state and progress of a checkpoint
@@ -54,7 +54,7 @@ FLUSH_EVERY = 50  # updates; skipped updates are noticed then at the latest
 
 
 def train(config: RunConfig, corpus: PreparedCorpus, run_dir: Path, ranks: Ranks = SINGLE_PROCESS) -> Progress:
-    """Train, from the last checkpoint if there is one, until `max_steps`, `stop_after` or `patience` is reached.
+    """Train, from the last checkpoint if there is one, until the end of the steps, the time or the patience.
 
     Raises:
         TrainingError: gradients are still NaN or infinite after a rollback.
@@ -73,6 +73,7 @@ def train(config: RunConfig, corpus: PreparedCorpus, run_dir: Path, ranks: Ranks
                 if trainer.must_roll_back:
                     trainer.roll_back()
                     continue
+                trainer.lay_out()
             trainer.log(lr)
             with trainer.meter.paused():
                 is_kept = trainer.validation_is_due() and trainer.validate()
@@ -127,6 +128,7 @@ class Trainer:
             "commit": source_commit(),
         }
         self._started_at = time.monotonic() - self.progress.train_seconds
+        self._stopwatch = Stopwatch()
         self._stop = TIME_LIMIT if self._seconds_left <= 0 else NO_STOP
         self._first_step = self.progress.step + 1
         self.stops_here = False  # training ends after this update
@@ -138,12 +140,14 @@ class Trainer:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Record measurements and catch signals. A validation that an earlier start did not finish comes first."""
+        self._begin_budget()
         if self.ranks.is_first:
             if self.progress.step == 0:
                 self.run.skipped.unlink(missing_ok=True)  # of an earlier start without a checkpoint
-            max_steps, updates_per_epoch = self.config.train.max_steps, self.engine.plan.updates_per_epoch()
+            last_step, updates_per_epoch = self.config.train.last_step, self.engine.plan.updates_per_epoch()
             self.old_sets = old_validation_sets(self.config)
-            self.tracker = Tracker(self.run, self.progress, max_steps, updates_per_epoch, self._seconds_left)
+            left = min(self._seconds_left, budget_seconds(self.config.train) - self.progress.train_seconds)
+            self.tracker = Tracker(self.run, self.progress, last_step, updates_per_epoch, left)
         with closing(self.tracker), caught_signals(self.ranks.is_first) as self.signals:
             self.tracker.say(self.description)
             if self.validation_is_due():
@@ -161,10 +165,10 @@ class Trainer:
         settings, progress = self.config.train, self.progress
         while not self.stops_here:
             try:
-                start = progress.plan_state, progress.step + 1, settings.max_steps
+                start = progress.plan_state, progress.step + 1, settings.last_step
                 with self.engine.prefetched_updates(*start) as updates:
                     for update in updates:
-                        lr = learning_rate(update.step, settings, self.config.model.d_model, progress.schedule_start)
+                        lr = self._learning_rate(update.step)
                         self.record_update(update, self.engine.step(update, lr))
                         self.sync_stop()
                         yield lr
@@ -202,7 +206,48 @@ class Trainer:
     def flush_is_due(self) -> bool:
         """Return whether to wait for the device after this update, and read the results of all updates so far."""
         is_shown = self._is_due(self.config.train.log_every) or self.progress.step == self._first_step
-        return is_shown or self.validation_is_due() or self.save_is_due() or self._is_due(FLUSH_EVERY)
+        is_needed = self.validation_is_due() or self.save_is_due() or self._is_layout_due()
+        return is_shown or is_needed or self._is_due(FLUSH_EVERY)
+
+    def _learning_rate(self, step: int) -> float:
+        train, d_model, plan = self.config.train, self.config.model.d_model, self.progress.budget_plan
+        if plan is None:
+            return learning_rate(step, train, d_model, self.progress.schedule_start)
+        return peak_lr(train, d_model) * plan.share_of_peak(step, train.final_lr_share)
+
+    # --- the budget
+
+    def _begin_budget(self) -> None:
+        """Estimate the costs of validation and evaluation, for the budget of a new run."""
+        if self.config.train.budget is None or self.progress.budget_plan is not None:
+            return
+        seconds = 0.0, 0.0
+        if self.ranks.is_first:
+            model = self.engine.inference_model()
+            seconds = validation_costs(model, self.tokenizers, self.corpus, self.config)
+        validation, evaluation = self.ranks.from_first(seconds)
+        costs = Costs(update=0.0, validation=validation, save=0.0, evaluation=evaluation)
+        self.progress.budget_plan = BudgetPlan(self.config.train.warmup_steps, costs)
+
+    def _is_layout_due(self) -> bool:
+        plan = self.progress.budget_plan
+        return plan is not None and self.progress.step >= plan.next_at and not self.stops_here
+
+    def lay_out(self) -> None:
+        """Lay out the rest of the training over the rest of its budget, if it is time to. Rank 0 decides.
+
+        Raises:
+            ConfigError: the budget is too short.
+        """
+        plan, progress = self.progress.budget_plan, self.progress
+        if plan is None or not self._is_layout_due():
+            return
+        left = budget_seconds(self.config.train) - (time.monotonic() - self._started_at)
+        costs, left = self.ranks.from_first((self._stopwatch.costs(progress.step, plan.costs), left))
+        progress.budget_plan = plan.laid_out(progress.step, left, costs, self.config.train)
+        self.sync_stop()
+
+    # --- what is due
 
     def log(self, lr: float) -> None:
         """Record loss and speed every `log_every` updates. After the first update, show them without recording."""
@@ -226,17 +271,16 @@ class Trainer:
         return self._stop > TIME_LIMIT
 
     def is_finished(self) -> bool:
-        """Return whether `max_steps`, `stop_after` or `patience` has been reached."""
+        """Return whether `max_steps`, `stop_after`, `budget` or `patience` has been reached."""
         settings, progress = self.config.train, self.progress
+        last_step = (progress.budget_plan and progress.budget_plan.end) or settings.last_step
         out_of_patience = settings.patience is not None and progress.n_without_better >= settings.patience
-        return progress.step > 0 and (
-            progress.step >= settings.max_steps or self._stop == TIME_LIMIT or out_of_patience
-        )
+        return progress.step > 0 and (progress.step >= last_step or self._stop == TIME_LIMIT or out_of_patience)
 
     @property
     def _too_many_note(self) -> str:
         """A text for after the number of steps, if an earlier start with a higher `max_steps` has trained more."""
-        max_steps = self.config.train.max_steps
+        max_steps = self.config.train.last_step
         return f", more than train.max_steps ({max_steps:,})" if self.progress.step > max_steps else ""
 
     @property
@@ -249,8 +293,10 @@ class Trainer:
 
     @property
     def _seconds_left(self) -> float:
-        """Time until `stop_after`, as of the last update."""
-        limit = self.config.train.stop_after
+        """Time until `stop_after`, or until the last validation of a budget, as of the last update."""
+        limit, plan = self.config.train.stop_after, self.progress.budget_plan
+        if plan is not None and plan.end is not None:
+            return budget_seconds(self.config.train) - plan.costs.after(self.config.train) - self.progress.train_seconds
         return math.inf if limit is None else parse_duration(limit) - self.progress.train_seconds
 
     # --- updates
@@ -266,6 +312,7 @@ class Trainer:
         progress.n_tgt_positions += n_ranks * sum(len(batch.tgt_inputs) for batch in update.micro_batches.values())
         progress.train_seconds = time.monotonic() - self._started_at
         self.meter.add(update, result)
+        self._stopwatch.begin_after(update.step)
         self.tracker.advance()
 
     def flush_metrics(self) -> None:
@@ -330,6 +377,7 @@ class Trainer:
         vars(progress).update({name: value for name, value in vars(target).items() if name not in kept})
         progress.gone_back_to = target.step
         self.meter.reset()
+        self._stopwatch = Stopwatch()
         self.tracker.roll_back()
         if found is not None:
             self.save_checkpoint()  # otherwise a start after a kill would use the skipped sentences again
@@ -352,7 +400,7 @@ class Trainer:
         """
         result: ValidationResult | None = None
         if self.ranks.is_first:
-            with self.signals.interrupting():
+            with self._stopwatch.timing("validation"), self.signals.interrupting():
                 self.signals.interrupt_if_any()
                 model, old = self.engine.inference_model(), (self.old_sets, self._initial_bleu())
                 result = validate(model, self.tokenizers, self.corpus, self.config, self.usual_lines, *old)
@@ -408,7 +456,8 @@ class Trainer:
         self.flush_metrics()  # the checkpoint includes the results of all updates
         self.progress.train_seconds = time.monotonic() - self._started_at
         if self.ranks.is_first:
-            self._write_checkpoint()
+            with self._stopwatch.timing("save"):
+                self._write_checkpoint()
         self.ranks.from_first(None)  # wait: if another rank ended first, torchrun would end rank 0 as well
 
     def _write_checkpoint(self) -> None:
@@ -494,7 +543,7 @@ class Trainer:
     def report_already_done(self) -> None:
         """Log that there is nothing left to train."""
         if self.ranks.is_first:
-            if warning := self.run.limit_warning(self.config.train.max_steps):
+            if warning := self.run.limit_warning(self.config.train.last_step):
                 _log.warning(warning)
             else:
                 _log.info(f"training is already complete: {self.progress.step:,} steps{self._time_limit_note}")
@@ -536,7 +585,6 @@ def _read_checkpoint(folder: Path, train: TrainConfig) -> Saved:
     """
     opened = ModelFolder.open(folder)
     weights, state = opened.load_weights(), opened.load_training_state()
-    saved = state["progress"]
-    progress = Progress(**{**saved, "plan_state": PlanState(**saved["plan_state"])})
+    progress = Progress.of_dict(state["progress"])
     progress.schedule_start = schedule_start(opened, train)
     return weights, state, progress

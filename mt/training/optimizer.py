@@ -19,6 +19,11 @@ FIRST_LOSS_SCALE = 2.0**15
 GROWTH_INTERVAL = 2_000
 
 
+def peak_lr(train: TrainConfig, d_model: int) -> float:
+    """Return the highest learning rate."""
+    return 1 / math.sqrt(d_model * train.warmup_steps) if train.peak_lr is None else train.peak_lr
+
+
 def learning_rate(step: int, train: TrainConfig, d_model: int, start: int = 0) -> float:
     """Return the learning rate of update `step`, counted from 1: linear up to `warmup_steps`, then by `schedule`.
 
@@ -33,7 +38,7 @@ def learning_rate(step: int, train: TrainConfig, d_model: int, start: int = 0) -
     """
     step, max_steps = step - start, train.max_steps - start
     assert step >= 1
-    peak = 1 / math.sqrt(d_model * train.warmup_steps) if train.peak_lr is None else train.peak_lr
+    peak = peak_lr(train, d_model)
     if step <= train.warmup_steps:
         return peak * step / train.warmup_steps
     if train.schedule == "inverse_sqrt":

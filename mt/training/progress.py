@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ import torch
 
 from mt.data.packing import PlanState
 from mt.system.distributed import Ranks
+from mt.training.budget import BudgetPlan, Costs
 from mt.training.engine import StepResult, Update
 
 # Overflows in a row with which fp16 adapts its loss scale: the halvings from FIRST_LOSS_SCALE to 1, and some more.
@@ -27,6 +29,7 @@ class Progress:
     step: int = 0  # updates done
     schedule_start: int = 0  # updates done when the schedule of the learning rate began
     plan_state: PlanState = field(default_factory=PlanState)
+    budget_plan: BudgetPlan | None = None  # with train.budget
     train_seconds: float = 0.0  # wall time, over all starts
     n_src_tokens: int = 0  # source tokens trained on
     n_tgt_tokens: int = 0  # target tokens trained on
@@ -47,6 +50,14 @@ class Progress:
     n_skipped_in_row: int = 0  # skipped updates since the last good one
     n_overflows_in_row: int = 0  # overflows since the last good update, by which fp16 adapts its loss scale
     gone_back_to: int | None = None  # step of the checkpoint of the last rollback
+
+    @classmethod
+    def of_dict(cls, saved: dict[str, Any]) -> Progress:
+        """Return the progress from `dataclasses.asdict`."""
+        plan = saved["budget_plan"]
+        if plan is not None:
+            plan = BudgetPlan(**{**plan, "costs": Costs(**plan["costs"])})
+        return cls(**{**saved, "plan_state": PlanState(**saved["plan_state"]), "budget_plan": plan})
 
     @property
     def packing_efficiency(self) -> str:

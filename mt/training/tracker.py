@@ -31,9 +31,9 @@ class Tracker:
     Args:
         run: records of later steps than the current one, from an earlier start, are removed; they will be made again.
         progress: of the training; read whenever something is recorded.
-        max_steps: number of updates when training ends.
+        max_steps: number of updates when training ends; with `train.budget`, the progress has an estimate.
         updates_per_epoch: an estimate.
-        seconds_left: time until `train.stop_after`.
+        seconds_left: time until `train.stop_after` or the end of `train.budget`.
     Raises:
         WriteError: the disk is full or the folder cannot be written. All methods that record can raise it too.
     """
@@ -56,10 +56,14 @@ class Tracker:
         self._ends_at = self._started_at + seconds_left
         self._line: LiveLine | None = None
         if is_terminal():
-            self._line = LiveLine(self._count(), "starting", progress.step, max_steps, clock=self._times)
+            total = None if progress.budget_plan else max_steps
+            self._line = LiveLine(self._count(), "starting", progress.step, total, clock=self._times)
 
     def _count(self) -> str:
-        return f"{self._progress.step:,}/{self._max_steps:,} ({self._progress.step / self._max_steps:.1%})"
+        plan = self._progress.budget_plan
+        if plan is None:
+            return f"{self._progress.step:,}/{self._max_steps:,} ({self._progress.step / self._max_steps:.1%})"
+        return f"{self._progress.step:,}" + ("" if plan.end is None else f" of about {plan.end:,}")
 
     def log(self, **values: float) -> None:
         """Record and show measurements of updates, named as in `metrics.jsonl`."""

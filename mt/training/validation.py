@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -11,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from mt.config.settings import Direction, RunConfig
+from mt.config.settings import DecodeConfig, Direction, RunConfig
 from mt.data.batch import PackedBatch, assemble_tiles
 from mt.data.packing import Indices
 from mt.decode.translator import OwnBackend, Translator
@@ -31,6 +32,7 @@ VALIDATION_TOKENS = 4_096
 TARGET_LENGTHS = (10, 20, 40, 80)  # upper ends of the length ranges of `loss_by_length`, in target tokens
 OldSets: TypeAlias = Mapping[str, tuple[Direction, list[SentencePair]]]  # by name, with their directions
 
+N_TIMED_LINES = 64  # lines of a validation set that are translated to estimate its time
 N_SAMPLE_TRANSLATIONS = 5  # translations that are recorded for users to read
 
 
@@ -82,6 +84,38 @@ def validate(
         )
     result = _mean(results) if len(results) > 1 else next(iter(results.values()))
     return replace(result, loss_on_old=old_bleu - mean_bleu(translator, old_sets, config)) if old_sets else result
+
+
+def validation_costs(
+    inference: Transformer, tokenizers: Tokenizers, corpus: PreparedCorpus, config: RunConfig
+) -> tuple[float, float]:
+    """Estimate the time of a validation, and that of the evaluation after training, before the model can translate.
+
+    Some lines of each validation set are translated, all at the mean length of their references.
+
+    Returns:
+        The seconds of a validation, and how many times longer the evaluation takes.
+    """
+
+    def seconds(decode: DecodeConfig) -> float:
+        total = 0.0
+        for name, ids in corpus.valid_ids():
+            pairs, n_tokens = corpus.valid_sets[name], max(2, round(float(ids.tgt.lengths.mean())))
+            some = [pairs[i].src for i in np.linspace(0, len(pairs) - 1, min(N_TIMED_LINES, len(pairs))).astype(int)]
+            length = replace(decode, min_length=n_tokens - 1, max_length=n_tokens)
+            backend, most = OwnBackend(inference), config.data.max_tokens
+            translator = Translator(backend, tokenizers, length, most, retries=False, config=config)
+            translator = translator.in_direction(config.valid_sets[name].direction)
+            translator.translate(some[:8])  # a GPU captures its graphs
+            started_at = time.monotonic()
+            translator.translate(some)
+            total += (time.monotonic() - started_at) * len(pairs) / len(some)
+        return total
+
+    n_chars = {name: sum(len(pair.src) for pair in pairs) for name, pairs in corpus.held_out.items()}
+    n_valid = sum(n_chars[name] for name in corpus.valid_sets)
+    greedy = seconds(replace(config.decode, beam_size=config.train.validation_beam_size))
+    return greedy, seconds(config.decode) / greedy * sum(n_chars.values()) / n_valid
 
 
 def mean_bleu(translator: Translator, sets: OldSets, config: RunConfig) -> float:
