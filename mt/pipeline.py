@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import time
 from collections.abc import Container, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -71,10 +72,14 @@ def train_run(config: RunConfig, run_dir: Path) -> None:
             progress = train(config, corpus, run_dir, ranks)
         if not ranks.is_first:
             return
+        trained_at = time.monotonic()
         _finish_model(config, corpus, run, progress)
         report = _evaluate_run(config, corpus, run, progress)
     for line in report.warning_lines:
         _log.warning(line)
+    if config.train.budget is not None:
+        seconds = progress.train_seconds + time.monotonic() - trained_at
+        _log.info(f"training and evaluation took {format_duration(seconds)} of train.budget ({config.train.budget})")
     _log.info(f"report with curves and sentences: {run_dir / HTML_NAME}")
 
 

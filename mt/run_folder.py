@@ -87,6 +87,7 @@ class RunFolder:
         self.model = path / "model"  # the trained model
         self.translations = path / "translations"  # of validation and test sets, by the trained model
         self.tests = path / "tests"  # text of the test sets that were added after the corpus was prepared
+        self.epochs = path / "epochs"  # while training runs with subword_sampling: the next epochs
         self.lock = path / ".lock"
 
     def checkpoint(self, step: int) -> Path:

@@ -54,6 +54,7 @@ LAYERS: list[set[str]] = [
         "text.tokenizer",
         "text.growth",
         "text.corpus",
+        "text.subwords",
         "text.shards",
         "text.prepare",
         "text.sample",
@@ -62,7 +63,7 @@ LAYERS: list[set[str]] = [
         "text.reader",
         "text.replay",
     },
-    {"capture", "system.device", "system.distributed", "data.packing", "data.batch"},
+    {"capture", "system.device", "system.distributed", "data.packing", "data.batch", "data.epochs"},
     {"dropout", "loss"},
     {
         "model",

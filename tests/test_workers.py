@@ -16,7 +16,7 @@ import pytest
 
 from mt.errors import DataError, MTError
 from mt.system.signals import exit_on_signals, raise_pending_exit
-from mt.system.workers import Workers, run_apart
+from mt.system.workers import WorkerLost, Workers, run_apart
 from tests.clock import comes_true
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -299,3 +299,10 @@ def test_a_ctrl_c_that_python_drops_is_raised_at_the_next_check() -> None:
             raise_pending_exit()
     raise_pending_exit()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_task_that_is_given_to_killed_workers_fails_at_once() -> None:
+    with Workers(1) as workers:
+        workers.kill()
+        with pytest.raises(WorkerLost, match="the worker processes have ended"):
+            workers.submit(os.getpid).result(timeout=60)

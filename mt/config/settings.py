@@ -645,6 +645,10 @@ class TrainConfig:
     clip_norm: PositiveFloat | None = None
     # Fraction of the target probability that is spread evenly over the vocabulary (Szegedy et al. 2016).
     label_smoothing: Probability = 0.1
+    # Segment the training text differently in each epoch, by a random choice of pieces: for bpe the probability that a
+    # merge is left out, such as 0.1 (BPE-dropout, Provilkov et al. 2020); for unigram the exponent of the
+    # probabilities, such as 0.2 (Kudo 2018). null: always the same pieces.
+    subword_sampling: Decay | None = None
     # Precision of matrix products; weights stay in fp32. auto: bf16 where the hardware supports it, else fp16 on a GPU
     # and fp32 on a CPU.
     precision: Changeable[Literal["auto", "bf16", "fp16", "fp32"]] = "auto"

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 Indices = npt.NDArray[np.int64]
+Lengths = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]  # of source and target sides, in tokens
 
 # Limit of the source tokens of an update, as a multiple of their average.
 SOURCE_SLACK = 1.05
@@ -54,6 +55,7 @@ class UpdatePlan:
         seed: of the permutations, and of the sampling for fractional weights.
         corpus_sizes: number of pairs of each corpus; the pairs of a corpus are consecutive.
         corpus_weights: copies of each pair of a corpus in an epoch; 1.5 is one copy, and a second one of a random half.
+        longest: tokens of the longest side that a pair may have in any update. None: as in these lengths.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class UpdatePlan:
         seed: int,
         corpus_sizes: Sequence[int] | None = None,
         corpus_weights: Sequence[float] | None = None,
+        longest: int | None = None,
     ) -> None:
         self._src_lengths, self._tgt_lengths = src_lengths, tgt_lengths
         self._seed = seed
@@ -73,13 +76,19 @@ class UpdatePlan:
         assert sum(self._corpus_sizes) == len(src_lengths) == len(tgt_lengths) > 0
         self.batch_tokens = batch_tokens
         ratio = float(src_lengths.sum() / tgt_lengths.sum())
-        self.max_src_tokens = max(int(batch_tokens * ratio * SOURCE_SLACK), int(src_lengths.max()))
-        assert batch_tokens >= int(tgt_lengths.max())
+        self._longest_src, self._longest_tgt = (longest or int(side.max()) for side in (src_lengths, tgt_lengths))
+        self.max_src_tokens = max(int(batch_tokens * ratio * SOURCE_SLACK), self._longest_src)
+        assert batch_tokens >= self._longest_tgt
         self._cached_epoch = -1
         self._cached_order: Indices = np.zeros(0, np.int64)
 
-    def update_at(self, state: PlanState) -> tuple[Indices, PlanState]:
-        """Return the sentences of the update that starts at `state`, in stream order, and the state after it."""
+    def update_at(self, state: PlanState, lengths: Lengths | None = None) -> tuple[Indices, PlanState]:
+        """Return the sentences of the update that starts at `state`, in stream order, and the state after it.
+
+        Args:
+            lengths: of source and target in this update; None: those of the plan.
+        """
+        src_lengths, tgt_lengths = lengths or (self._src_lengths, self._tgt_lengths)
         taken: list[Indices] = []
         src_left, tgt_left = self.max_src_tokens, self.batch_tokens
         epoch, position = state.epoch, state.position
@@ -87,7 +96,7 @@ class UpdatePlan:
             order = self.epoch_order(epoch)
             # A sentence has at least two tokens with its end of sentence, so an update has fewer sentences than this.
             window = order[position : position + tgt_left + 1]
-            src_total, tgt_total = np.cumsum(self._src_lengths[window]), np.cumsum(self._tgt_lengths[window])
+            src_total, tgt_total = np.cumsum(src_lengths[window]), np.cumsum(tgt_lengths[window])
             n = int(min(np.searchsorted(src_total, src_left, "right"), np.searchsorted(tgt_total, tgt_left, "right")))
             taken.append(window[:n])
             position += n
@@ -125,8 +134,8 @@ class UpdatePlan:
         n_micro_batches = math.ceil(math.ceil(self.batch_tokens / micro_batch_tokens) / n_ranks) * n_ranks
         slack = 1.0 if n_micro_batches == 1 else MICRO_BATCH_SLACK
         # After the greedy cut, the sizes of micro-batches differ by less than the longest sentence.
-        src_tokens = max(math.ceil(self.max_src_tokens / n_micro_batches * slack), int(self._src_lengths.max()))
-        tgt_tokens = max(math.ceil(self.batch_tokens / n_micro_batches * slack), int(self._tgt_lengths.max()))
+        src_tokens = max(math.ceil(self.max_src_tokens / n_micro_batches * slack), self._longest_src)
+        tgt_tokens = max(math.ceil(self.batch_tokens / n_micro_batches * slack), self._longest_tgt)
         n_sentences = math.ceil(tgt_tokens / float(self._tgt_lengths.mean()) * 1.25) + 16
         return MicroBatchBudget(n_micro_batches, src_tokens, tgt_tokens, n_sentences)
 

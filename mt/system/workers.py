@@ -76,6 +76,7 @@ class Workers:
         self._are_forked = are_forked
         self._tasks: _Tasks = queue.SimpleQueue()
         self._workers: list[_Worker] = []
+        self._are_killed, self._is_submitting = False, threading.Lock()
 
     def __enter__(self) -> Workers:
         kind = _Fork if self._are_forked else _Interpreter
@@ -107,7 +108,9 @@ class Workers:
             raise
 
     def kill(self) -> None:
-        """Kill the workers, also in the middle of a task."""
+        """Kill the workers, also in the middle of a task. Tasks that they have not finished raise WorkerLost."""
+        with self._is_submitting:
+            self._are_killed = True
         for worker in self._workers:
             worker.process.kill()
             self._tasks.put(None)  # ends its thread
@@ -122,8 +125,12 @@ class Workers:
         future: Future[_Result] = Future()
         if self.n == 0:
             _fulfil(future, partial(function, *arguments))
-        else:
-            self._tasks.put((future, (function, arguments)))
+            return future
+        with self._is_submitting:
+            if self._are_killed:
+                future.set_exception(WorkerLost("the worker processes have ended"))
+            else:
+                self._tasks.put((future, (function, arguments)))
         return future
 
     def map(self, function: Callable[[_Item], _Result], items: Iterable[_Item], ahead: int) -> Iterator[_Result]:

@@ -63,6 +63,11 @@ class Sentences:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    @property
+    def flat(self) -> FlatIds:
+        """The concatenated ids, and the length of each sentence."""
+        return self.ids[self.offsets[0] : self.offsets[-1]], self.lengths
+
     def __getitem__(self, i: int) -> npt.NDArray[Any]:
         """Return the ids of sentence i, counted from 0."""
         return self.ids[self.offsets[i] : self.offsets[i + 1]]

@@ -57,6 +57,7 @@ from mt.text.reader import Chunk, CorpusReader, SentencePair
 from mt.text.rehearsal import check_rehearsal, check_removed, clean_sample, rehearse
 from mt.text.replay import lines_of_run
 from mt.text.sample import SAMPLED_PAIRS, STRETCH_LINES, Sample, Sampler
+from mt.text.subwords import KINDS as SAMPLED_KINDS
 from mt.text.tokenizer import (
     MAX_WORD_BYTES,
     Tokenizer,
@@ -172,6 +173,8 @@ def prepare_corpus(config: RunConfig, given: Sequence[Path] = ()) -> PreparedCor
         ConfigError: the vocabulary does not fit the corpus, or the tokenizer does not know a tag.
         MTError: a worker process was killed.
     """
+    models = [Path(one.settings.model) for one in vocabularies(config) if one.settings.model is not None]
+    _check_sampling(config, given or models)
     fingerprint = corpus_fingerprint(config, given)
     folder = Path(config.data.prepared_dir) / fingerprint
     if folder.exists():
@@ -202,6 +205,14 @@ def prepare_corpus(config: RunConfig, given: Sequence[Path] = ()) -> PreparedCor
         raise DataError(folder, f"cannot be written: {error.strerror or error}", fix) from error
     _log.info(f"prepared corpus {folder}; its report shows what was removed and why: {folder / 'report.html'}")
     return PreparedCorpus.open(folder)
+
+
+def _check_sampling(config: RunConfig, models: Sequence[Path]) -> None:
+    """Raise a ConfigError if `train.subword_sampling` is set and a tokenizer has one segmentation for each text."""
+    for path in models if config.train.subword_sampling is not None else ():
+        if (kind := Tokenizer(adopt_model(path, ())).kind) not in SAMPLED_KINDS:
+            problem = f"needs a tokenizer of kind bpe or unigram, but {path} is of kind {kind}"
+            raise ConfigError("train.subword_sampling", problem, "remove it, or use another tokenizer")
 
 
 def _opened(folder: Path, config: RunConfig) -> PreparedCorpus:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import sentencepiece
 from sentencepiece import sentencepiece_pb2
-from sentencepiece.sentencepiece_model_pb2 import ModelProto
+from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec
 
 from mt.config.settings import LEAST_COVERAGE, SMALLEST_VOCABULARY, RunConfig, TokenizerConfig, VocabSizes
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
@@ -143,6 +143,16 @@ class Tokenizer:
             return []
         batch = self._processor.encode(list(texts), out_type=int, num_threads=n_threads or n_cores())
         return cast("list[list[int]]", batch)
+
+    @functools.cached_property
+    def proto(self) -> ModelProto:
+        """The model as a protocol buffer."""
+        return ModelProto.FromString(self.model)
+
+    @property
+    def kind(self) -> str:
+        """The type of the model: unigram, bpe, word or char."""
+        return str(TrainerSpec.ModelType.Name(self.proto.trainer_spec.model_type)).lower()
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of the ids. Special ids are skipped, and bytes that are not UTF-8 become U+FFFD."""

@@ -263,7 +263,9 @@ class Engine:
             seed=settings.seed,
             corpus_sizes=corpus_sizes,
             corpus_weights=None if corpus_sizes is None else config.weights(corpus_sizes),
+            longest=None if settings.subword_sampling is None else config.data.max_tokens,
         )
+        self.pairs_of: Callable[[int], ParallelIds] = lambda epoch: data  # the encoded pairs of an epoch
         self.budget: MicroBatchBudget
         self.memory_note = ""  # how the micro-batch size was found, for users
         self._forward: Callable[[PackedBatch], ModelOutput] = self.model
@@ -370,15 +372,16 @@ class Engine:
         Raises:
             OutOfMemory: an update does not fit into the free memory of the device.
         """
-        src, tgt = self.data.src.lengths, self.data.tgt.lengths
         for step in range(first_step, last_step + 1):
-            sentences, state = self.plan.update_at(state)
+            pairs = self.pairs_of(state.epoch)  # also for the sentences of the next epoch that fill the update
+            src, tgt = pairs.src.lengths, pairs.tgt.lengths
+            sentences, state = self.plan.update_at(state, (src, tgt))
             parts = cut_into_micro_batches(sentences, src, tgt, self.budget, self.ranks.n)
             mine = range(self.ranks.rank, len(parts), self.ranks.n)
             # Copies run on a separate stream, in parallel with the kernels of the previous update.
             copying = nullcontext() if self._copy_stream is None else torch.cuda.stream(self._copy_stream)
             with copying, raising_out_of_memory():
-                micro_batches = {number: self._assemble(parts[number]) for number in mine}
+                micro_batches = {number: self._assemble(pairs, parts[number]) for number in mine}
                 ready = self._copy_stream and self._copy_stream.record_event()
             n_src, n_tgt = int(src[sentences].sum()), int(tgt[sentences].sum())
             yield Update(step, tuple(parts), micro_batches, n_src, n_tgt, state, ready)
@@ -508,12 +511,12 @@ class Engine:
         self._captured = None  # validation may need the memory of the graph
         return self.model.for_inference(self.dtype, self.eval_weights)
 
-    def _assemble(self, sentences: Indices) -> PackedBatch:
+    def _assemble(self, pairs: ParallelIds, sentences: Indices) -> PackedBatch:
         if self.execution.attention != "tiles":
             longest = -(-self.config.data.max_tokens // 128) * 128
-            batch = assemble_varlen(self.data, sentences, self.budget, longest)
+            batch = assemble_varlen(pairs, sentences, self.budget, longest)
         else:
-            batch = assemble_tiles(self.data, sentences, self.dtype)
+            batch = assemble_tiles(pairs, sentences, self.dtype)
         return batch if self.device.type == "cpu" else batch.pinned().to(self.device)
 
     def _fitting_micro_batch(self) -> int:
@@ -571,7 +574,7 @@ class Engine:
             before = torch.cuda.memory_allocated(self.device)
             try:
                 with raising_out_of_memory():
-                    batch = self._assemble(parts[0])
+                    batch = self._assemble(self.data, parts[0])
                     data_bytes = (torch.cuda.memory_allocated(self.device) - before) * len(parts) * UPDATES_ON_DEVICE
                     with self._stream_of_passes():
                         for _ in range(2):  # the second adds to the gradients of the first

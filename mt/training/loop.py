@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 import signal
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from mt.checkpoint import ModelFolder, save_model_folder
 from mt.config.settings import RunConfig, TrainConfig, parse_duration
+from mt.data.epochs import SampledEpochs, Sampling
 from mt.decode.translator import Translator
 from mt.errors import CheckpointError, ConfigError, TrainingError
 from mt.evaluation.tokenization import chosen_tokenizers
@@ -27,7 +29,7 @@ from mt.system.device import hardware
 from mt.system.distributed import SINGLE_PROCESS, Ranks
 from mt.system.files import append_text, remove_folder
 from mt.system.malloc import trim_heap, tune_malloc
-from mt.system.provenance import source_commit, versions
+from mt.system.provenance import n_cores, source_commit, versions
 from mt.system.signals import Received, caught_signals
 from mt.text.corpora import readers_of
 from mt.text.corpus import PreparedCorpus
@@ -35,7 +37,7 @@ from mt.text.growth import spellings
 from mt.text.sentences import UsualLines
 from mt.text.tokenizer import Tokenizers
 from mt.training.budget import BudgetPlan, Costs, Stopwatch, budget_seconds
-from mt.training.engine import Engine, OutOfMemory, StepResult, Update
+from mt.training.engine import UPDATES_ON_DEVICE, Engine, OutOfMemory, StepResult, Update
 from mt.training.optimizer import learning_rate, peak_lr
 from mt.training.progress import Progress, UpdateMeter
 from mt.training.tracker import SilentTracker, Tracker
@@ -50,6 +52,7 @@ NO_STOP, TIME_LIMIT = 0, 1
 Saved = tuple[dict[str, Tensor], dict[str, Any], Progress]  # weights, training state and progress of a checkpoint
 
 ZERO_BLEU = 0.005  # lower scores are printed as 0.00, and count as 0
+MAX_ENCODERS = 8  # processes that encode the next epoch, for a GPU
 FLUSH_EVERY = 50  # updates; skipped updates are noticed then at the latest
 
 
@@ -148,13 +151,38 @@ class Trainer:
             self.old_sets = old_validation_sets(self.config)
             left = min(self._seconds_left, budget_seconds(self.config.train) - self.progress.train_seconds)
             self.tracker = Tracker(self.run, self.progress, last_step, updates_per_epoch, left)
-        with closing(self.tracker), caught_signals(self.ranks.is_first) as self.signals:
+        with closing(self.tracker), self._sampled_epochs(), caught_signals(self.ranks.is_first) as self.signals:
             self.tracker.say(self.description)
             if self.validation_is_due():
                 self.validate()
                 self.save_checkpoint()
             self.sync_stop()
             yield
+
+    @contextmanager
+    def _sampled_epochs(self) -> Iterator[None]:
+        """Encode the epochs inside the block, with `train.subword_sampling`."""
+        train, corpus, is_first = self.config.train, self.corpus, self.ranks.is_first
+        if train.subword_sampling is None:
+            yield
+            return
+        if is_first and self.progress.step == 0:
+            shutil.rmtree(self.run.epochs, ignore_errors=True)  # of an earlier start, perhaps with another corpus
+        dtype, limit = corpus.manifest["ids_dtype"], self.config.data.max_tokens
+        sampling = Sampling(corpus.folder, dtype, corpus.tokenizer_paths, train.subword_sampling, train.seed, limit)
+        n_workers = 1 if self.engine.device.type == "cpu" else min(max(n_cores() - 1, 1), MAX_ENCODERS)
+        epochs = SampledEpochs(
+            corpus.train,
+            sampling,
+            self.run.epochs,
+            n_workers=n_workers if is_first else None,
+            n_kept=UPDATES_ON_DEVICE + 1,
+        )
+        self.engine.pairs_of = epochs.pairs
+        with closing(epochs):
+            yield
+        if is_first and self.is_finished():
+            shutil.rmtree(self.run.epochs, ignore_errors=True)
 
     def updates(self) -> Generator[float, None, None]:
         """Run the remaining updates, and yield the learning rate of each.
