@@ -230,6 +230,39 @@ def train(
         _print(trained)
 
 
+@app.command()
+def sweep(
+    config: ConfigOption,
+    grid: Annotated[
+        list[str] | None,
+        _option("KEY=V1,V2", "Values of a setting; the first is the baseline. Repeatable: all combinations.", "--grid"),
+    ] = None,
+    n_seeds: Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="Trainings of each variant.")] = 1,
+    budget: Annotated[
+        str | None, _option("TIME", "Time of each training, such as 10m: --set train.budget=TIME.")
+    ] = None,
+    overrides: SetOption = None,
+    sweep_dir: Annotated[Path | None, _option("DIR", "The folder of the runs. Default: runs/sweep.")] = None,
+    is_dry_run: Annotated[bool, _option(None, "List the trainings; start none.", "--dry-run")] = False,
+) -> None:
+    """Train variants of a config and compare them in one table.
+
+    Trains one variant after the other, or one on each GPU, and continues where it was stopped. The folder gets
+    sweep.md, sweep.html with curves, and sweep.json. More: mt docs sweep
+    """
+    from mt.tools.sweep import Sweep
+
+    settings = [*(overrides or []), *([] if budget is None else [f"train.budget={budget}"])]
+    found = Sweep(config, grid or [], settings, n_seeds, sweep_dir or Path("runs/sweep"))
+    if is_dry_run:
+        _print(found.plan())
+        return
+    failed = found.train()
+    _print(found.text(failed))
+    if failed:
+        raise typer.Exit(1)
+
+
 @app.command("prepare")
 def prepare_data(config: ConfigOption, overrides: SetOption = None) -> None:
     """Prepare the data only.
