@@ -63,7 +63,7 @@ LAYERS: list[set[str]] = [
         "text.reader",
         "text.replay",
     },
-    {"capture", "system.device", "system.distributed", "data.packing", "data.batch", "data.epochs"},
+    {"capture", "system.device", "system.distributed", "data.packing", "data.backwards", "data.batch", "data.epochs"},
     {"dropout", "loss"},
     {
         "model",

@@ -645,6 +645,9 @@ class TrainConfig:
     clip_norm: PositiveFloat | None = None
     # Fraction of the target probability that is spread evenly over the vocabulary (Szegedy et al. 2016).
     label_smoothing: Probability = 0.1
+    # First part of the training, as a fraction of max_steps or of the budget, in which half of the pairs, chosen
+    # again for each epoch, are translated backwards (BiT, Ding et al. 2021). 0: no update.
+    bidirectional_share: Probability = 0.0
     # Segment the training text differently in each epoch, by a random choice of pieces: for bpe the probability that a
     # merge is left out, such as 0.1 (BPE-dropout, Provilkov et al. 2020); for unigram the exponent of the
     # probabilities, such as 0.2 (Kudo 2018). null: always the same pieces.
@@ -835,6 +838,8 @@ class RunConfig:
             problem = "is all, but the vocabularies are separate (tokenizer.joint is false): they cannot share a matrix"
             others = ["tokenizer.joint"]
             raise Contradiction("model.tied_embeddings", problem, "set it to decoder or none", others=others)
+        if self.train.bidirectional_share:
+            self._check_bidirectional()
         longest, n_positions = self.data.max_tokens, self.model.n_positions
         sizes = {
             "model.n_positions": (n_positions if self.model.positions == "learned" else "auto", "have no positions"),
@@ -845,6 +850,17 @@ class RunConfig:
             if isinstance(size, int) and size < longest:
                 problem = f"is {size}, smaller than data.max_tokens ({longest}): the longest sentence would {trouble}"
                 raise Contradiction(name, problem, f"raise {name} or lower data.max_tokens")
+
+    def _check_bidirectional(self) -> None:
+        obstacles = {
+            "the vocabularies are separate (tokenizer.joint is false)": not self.tokenizer.joint,
+            "there are several directions": len(self.directions) > 1,
+            "source sentences begin with pieces of languages": bool(self.language_pieces),
+            "source sentences begin with tags": bool(self.data.tags),
+        }
+        for obstacle in [reason for reason, is_true in obstacles.items() if is_true]:
+            problem = f"is {self.train.bidirectional_share}, but {obstacle}"
+            raise Contradiction("train.bidirectional_share", problem, "remove it")
 
     def _check_languages(self) -> None:
         corpora = {entry.place: entry.corpus for entry in self.entries.values()}

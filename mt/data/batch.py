@@ -335,7 +335,7 @@ def _lay_out(side: Sentences, sentences: Indices, starts: _Ids, n_rows: int) -> 
     lengths = side.lengths[sentences]
     within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     rows = np.repeat(starts, lengths) + within
-    ids[rows] = side.ids[np.repeat(side.offsets[sentences], lengths) + within]
+    ids[rows] = side.take(sentences)
     positions[rows] = within
     segments[rows] = np.repeat(np.arange(len(sentences)), lengths)
     return ids, positions, segments

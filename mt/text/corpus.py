@@ -68,6 +68,13 @@ class Sentences:
         """The concatenated ids, and the length of each sentence."""
         return self.ids[self.offsets[0] : self.offsets[-1]], self.lengths
 
+    def take(self, sentences: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Return the concatenated ids of some sentences."""
+        lengths = self.lengths[sentences]
+        within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        ids: npt.NDArray[Any] = self.ids[np.repeat(self.offsets[sentences], lengths) + within]
+        return ids
+
     def __getitem__(self, i: int) -> npt.NDArray[Any]:
         """Return the ids of sentence i, counted from 0."""
         return self.ids[self.offsets[i] : self.offsets[i + 1]]

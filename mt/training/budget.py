@@ -53,6 +53,7 @@ class BudgetPlan:
     warmup_steps: int
     costs: Costs
     end: int | None = None  # the last update, as far as known; None: not laid out yet
+    first_end: int | None = None  # the same as it was laid out first
     decay_from: int | None = None  # the update from which the learning rate falls, in a line to `end`
     share: float = 1.0  # of the peak, at `decay_from`
     next_at: int = FIRST_STEP  # the update after which the rest is laid out again
@@ -77,7 +78,12 @@ class BudgetPlan:
                 raise _too_short(costs, train)
             warmup_steps = min(warmup_steps, max(step, round(end * LONGEST_WARM_UP)))
         plan = replace(
-            self, warmup_steps=warmup_steps, costs=costs, end=end, next_at=step + max(1, round(end * STEP_SHARE))
+            self,
+            warmup_steps=warmup_steps,
+            costs=costs,
+            end=end,
+            first_end=self.first_end or end,
+            next_at=step + max(1, round(end * STEP_SHARE)),
         )
         decay_at = end - round(end * train.decay_share)
         if self.decay_from is not None or step >= decay_at:

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mt.capture import capture_stream, captured_pass
 from mt.checkpoint import load_into
 from mt.config.settings import ModelConfig, RunConfig, TrainConfig, VocabSizes
+from mt.data.backwards import half_backwards
 from mt.data.batch import N_PREFETCHED, PackedBatch, assemble_tiles, assemble_varlen, prefetched
 from mt.data.packing import Indices, MicroBatchBudget, PlanState, UpdatePlan, cut_into_micro_batches
 from mt.dropout import seed_dropout
@@ -263,9 +264,10 @@ class Engine:
             seed=settings.seed,
             corpus_sizes=corpus_sizes,
             corpus_weights=None if corpus_sizes is None else config.weights(corpus_sizes),
-            longest=None if settings.subword_sampling is None else config.data.max_tokens,
+            longest=config.data.max_tokens if settings.subword_sampling or settings.bidirectional_share else None,
         )
         self.pairs_of: Callable[[int], ParallelIds] = lambda epoch: data  # the encoded pairs of an epoch
+        self.n_bidirectional: Callable[[], float] = lambda: 0  # updates with both directions
         self.budget: MicroBatchBudget
         self.memory_note = ""  # how the micro-batch size was found, for users
         self._forward: Callable[[PackedBatch], ModelOutput] = self.model
@@ -374,6 +376,8 @@ class Engine:
         """
         for step in range(first_step, last_step + 1):
             pairs = self.pairs_of(state.epoch)  # also for the sentences of the next epoch that fill the update
+            if step <= self.n_bidirectional():
+                pairs = half_backwards(pairs, self.config.train.seed, state.epoch)
             src, tgt = pairs.src.lengths, pairs.tgt.lengths
             sentences, state = self.plan.update_at(state, (src, tgt))
             parts = cut_into_micro_batches(sentences, src, tgt, self.budget, self.ranks.n)

@@ -144,6 +144,7 @@ class Trainer:
     def running(self) -> Iterator[None]:
         """Record measurements and catch signals. A validation that an earlier start did not finish comes first."""
         self._begin_budget()
+        self.engine.n_bidirectional = self._n_bidirectional
         if self.ranks.is_first:
             if self.progress.step == 0:
                 self.run.skipped.unlink(missing_ok=True)  # of an earlier start without a checkpoint
@@ -256,6 +257,12 @@ class Trainer:
         validation, evaluation = self.ranks.from_first(seconds)
         costs = Costs(update=0.0, validation=validation, save=0.0, evaluation=evaluation)
         self.progress.budget_plan = BudgetPlan(self.config.train.warmup_steps, costs)
+
+    def _n_bidirectional(self) -> float:
+        """Return the number of updates with both directions; before a budget is laid out, all are."""
+        train, plan = self.config.train, self.progress.budget_plan
+        n_updates = train.max_steps if plan is None else plan.first_end or math.inf
+        return train.bidirectional_share * n_updates if train.bidirectional_share else 0
 
     def _is_layout_due(self) -> bool:
         plan = self.progress.budget_plan
