@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +24,7 @@ from mt.training.engine import Engine
 from mt.training.loop import Trainer, train
 from mt.training.progress import Progress
 from tests.clock import Clock
+from tests.test_recovery import inject
 from tests.toys import measured, toy_config, weights_of
 
 COSTS = Costs(update=1.0, validation=4.0, save=2.0, evaluation=5.0)
@@ -180,3 +182,14 @@ def test_an_overridden_budget_replaces_the_steps_of_the_file_and_overridden_step
     assert load_config(timed, {"train.peak_lr": 1e-3}).train.budget == "10m"
     with pytest.raises(ConfigError, match=r"train\.max_steps is 50, but train\.budget"):
         load_config("demo", ["train.budget=10m", "train.max_steps=50"])
+
+
+def test_a_rollback_keeps_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoiled = iter([7, 8])  # after the plan is made, and before the first checkpoint
+    inject(monkeypatch, lambda step, number, loss: loss * math.nan if step in (7, 8) and next(spoiled, 0) else loss)
+    config = budget_config(tmp_path, skips_before_rollback=2)
+    clock, progress = run(config, tmp_path / "run", monkeypatch)
+    assert progress.gone_back_to == 0
+    # A checkpoint and a validation more would not have fitted.
+    assert (progress.step, clock.now) == (40, 90 - 20 - 6)
+    assert dict(measured(tmp_path / "run", "learning_rate"))[progress.step] == 0.0

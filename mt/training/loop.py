@@ -408,7 +408,7 @@ class Trainer:
             for folder in self.run.checkpoints():
                 if folder > self.run.checkpoint(target.step):
                     remove_folder(folder)
-        kept = ("plan_state", "train_seconds", "micro_batch_tokens", "micro_batch_setting", "n_skipped")
+        kept = ("plan_state", "budget_plan", "train_seconds", "micro_batch_tokens", "micro_batch_setting", "n_skipped")
         vars(progress).update({name: value for name, value in vars(target).items() if name not in kept})
         progress.gone_back_to = target.step
         self.meter.reset()
