@@ -54,7 +54,7 @@ class Progress:
     @classmethod
     def of_dict(cls, saved: dict[str, Any]) -> Progress:
         """Return the progress from `dataclasses.asdict`."""
-        plan = saved["budget_plan"]
+        plan = saved.get("budget_plan")  # an earlier version did not write it
         if plan is not None:
             plan = BudgetPlan(**{**plan, "costs": Costs(**plan["costs"])})
         return cls(**{**saved, "plan_state": PlanState(**saved["plan_state"]), "budget_plan": plan})
