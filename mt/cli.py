@@ -257,9 +257,9 @@ def sweep(
     if is_dry_run:
         _print(found.plan())
         return
-    failed = found.train()
-    _print(found.text(failed))
-    if failed:
+    found.train()
+    _print(found.table)
+    if found.table.failed:
         raise typer.Exit(1)
 
 

@@ -117,7 +117,16 @@ LAYERS: list[set[str]] = [
         "training.validation",
         "training.loop",
     },
-    {"api", "pipeline", "tools.bench", "tools.doctor", "tools.dry_run", "tools.sweep", "tools.verify"},
+    {
+        "api",
+        "pipeline",
+        "tools.bench",
+        "tools.doctor",
+        "tools.dry_run",
+        "tools.sweep",
+        "tools.sweep_table",
+        "tools.verify",
+    },
     {"cli", "__main__"},
 ]
 LAYER_OF = {f"mt.{name}": number for number, names in enumerate(LAYERS) for name in names}

@@ -287,6 +287,15 @@ def _override(text: str) -> tuple[str, str, Any]:
     return where, key, _read_yaml(value, where, with_position=False)
 
 
+def read_axis(text: str) -> tuple[str, list[Any]]:
+    """Return the key and the values of `--grid KEY=V1,V2`."""
+    where = f"--grid {text}"
+    key, equals, values = (part.strip() for part in text.partition("="))
+    if not (key and equals and values):
+        raise ConfigError(where, "expected KEY=VALUE,VALUE, such as model.dropout=0.1,0.3")
+    return key, _read_yaml(f"[{values}]", where, with_position=False)
+
+
 def _place(container: Any, hint: Any, path: list[str], value: Any, key: str) -> None:
     """Set container[path[0]][path[1]]… to `value`, and create missing sections on the way.
 

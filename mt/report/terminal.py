@@ -37,7 +37,7 @@ def scores_text(sets: Mapping[str, ScoredSet]) -> str:
 def direction_lines(facts: Evaluation) -> list[str]:
     """Return the table of the scores in each direction; no lines if there is only one direction."""
     rows = facts.by_direction
-    return ["by direction", *map(str.rstrip, _aligned(rows))] if rows else []
+    return ["by direction", *map(str.rstrip, aligned(rows))] if rows else []
 
 
 def evaluation_text(facts: Evaluation) -> str:
@@ -71,7 +71,7 @@ def comparison_text(facts: SystemComparison) -> str:
     lines = []
     for name, compared in facts.test_sets.items():
         kind = f"paired tests, {facts.n_samples:,} {SAMPLE_NAMES[facts.test]}"
-        lines += [f"{name} ({compared.n_lines:,} lines; {kind})", *_aligned(_rows(facts, compared))]
+        lines += [f"{name} ({compared.n_lines:,} lines; {kind})", *aligned(_rows(facts, compared))]
         lines += compared.verdicts
     metrics = [metric for compared in facts.test_sets.values() for metric in compared.metrics]
     if any(len({*map(tuple, metric.groups)}) > 1 for metric in metrics):
@@ -88,7 +88,7 @@ def _rows(facts: SystemComparison, compared: ComparedSet) -> list[list[str]]:
     return rows
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return rows as lines, the first column aligned at the left, the others at the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  " + "  ".join([first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]) for first, *others in rows]
@@ -107,4 +107,4 @@ def _difference_lines(facts: SystemComparison) -> list[str]:
     rows = [["setting", *names]]
     for key, values in facts.differences.items():
         rows.append([key, *("null" if value is None else str(value) for value in values)])
-    return ["Settings that differ", *explained, *_aligned(rows)]
+    return ["Settings that differ", *explained, *aligned(rows)]

@@ -2,63 +2,55 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
-import math
 import os
-import queue
+import re
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-import yaml
 
-from mt.config.loading import as_yaml, config_differences, is_changeable, load_config
+from mt.config.loading import as_yaml, config_differences, dump_config, load_config, read_axis
 from mt.config.settings import RunConfig, parse_duration
-from mt.errors import ConfigError
-from mt.evaluation.report_files import read_evaluation
-from mt.evaluation.runs import RunArtifacts
-from mt.evaluation.scores import TranslatedSet
-from mt.evaluation.significance import compare
-from mt.report.charts import Series, line_chart
-from mt.report.facts import Evaluation
-from mt.report.page import page, table
-from mt.run_folder import RunFolder
-from mt.system.files import parse_json, write_json, write_text
-from mt.units import format_count, format_duration, listed
+from mt.errors import ConfigError, MTError
+from mt.evaluation.report_files import json_object
+from mt.report.terminal import aligned
+from mt.system.distributed import Ranks
+from mt.system.files import write_text
+from mt.system.locks import locked
+from mt.system.signals import caught_signals
+from mt.tools.sweep_table import RESULT, Finished, SweepTable
+from mt.units import format_duration
 
 _log = logging.getLogger(__name__)
 
-NAME = "sweep"  # of the files with the result
-METRIC = "bleu"
-N_SHUFFLES = 10_000
+_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One training: a variant with a seed."""
+    """One training: a variant with a seed. Its config and its output are in files next to its folder."""
 
     variant: str  # the settings that differ, such as dropout=0.1
     seed: int
     folder: Path
-    overrides: tuple[str, ...]
     config: RunConfig
+
+    @property
+    def config_file(self) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.yaml")
 
     @property
     def log(self) -> Path:
         return self.folder.with_name(f"{self.folder.name}.log")
-
-    @cached_property
-    def result(self) -> Evaluation | None:
-        """The report of a finished run."""
-        return read_evaluation(self.folder)
 
 
 class Sweep:
@@ -69,252 +61,212 @@ class Sweep:
         grid: `KEY=V1,V2` for each setting that varies; the first values are the baseline.
         overrides: `KEY=VALUE` for all runs.
         n_seeds: runs of each variant, with train.seed and the next numbers.
+        folder: of the runs and the result.
     Raises:
-        ConfigError: a wrong grid or a wrong config of any variant; a run in the folder has other settings.
+        ConfigError: a wrong grid, or a wrong config of any variant; the folder has another sweep or something else.
     """
 
     def __init__(self, config: str, grid: Sequence[str], overrides: Sequence[str], n_seeds: int, folder: Path) -> None:
-        axes = dict(map(_axis, grid))
-        given = [text.partition("=")[0].strip() for text in overrides]
-        keys = [text.partition("=")[0].strip() for text in grid]
-        if twice := [key for key in keys if (keys + given).count(key) > 1]:
-            raise ConfigError(f"--grid {twice[0]}", "is given twice", "give each setting once, in --grid or in --set")
-        if "train.seed" in axes:
-            raise ConfigError("--grid train.seed", "cannot vary", "use --seeds N")
-        self.folder, self.baseline, self.runs = folder, "", list[Run]()
-        for number, values in itertools.product(range(n_seeds), itertools.product(*axes.values())):
-            chosen = dict(zip(axes, values, strict=True))
-            variant = (
-                ",".join(f"{key.rpartition('.')[2]}={as_yaml(value)}" for key, value in chosen.items()) or "config"
-            )
-            texts = [*overrides, *(f"{key}={as_yaml(value)}" for key, value in chosen.items())]
-            seed = load_config(config, texts).train.seed + number
-            texts.append(f"train.seed={seed}")
+        axes = [read_axis(text) for text in grid]
+        _check_keys([key for key, _ in axes], [text.partition("=")[0].strip() for text in overrides])
+        self.name, self.folder = config, folder
+        self.grid = {key: [" ".join(as_yaml(value).split()) for value in values] for key, values in axes}
+        first = _config(config, overrides, {key: values[0] for key, values in self.grid.items()})
+        self.seeds = [first.train.seed + number for number in range(n_seeds)]
+        self.runs: list[Run] = []
+        for seed, values in itertools.product(self.seeds, itertools.product(*self.grid.values())):
+            variant = self._variant(values) or first.name
             place = folder / f"{_file_name(variant)}-seed{seed}"
-            self.runs.append(Run(variant, seed, place, tuple(texts), load_config(config, texts, run_dir=place)))
-        self.config, self.baseline = config, self.runs[0].variant
-        self.variants = list(dict.fromkeys(run.variant for run in self.runs))
+            found = _config(config, overrides, dict(zip(self.grid, values, strict=True)), place)
+            found = replace(found, train=replace(found.train, seed=seed))
+            self.runs.append(Run(variant, seed, place, found))
+        seen: dict[str, Run] = {}
         for run in self.runs:
-            _check_settings(run)
+            if (other := seen.setdefault(dump_config(run.config), run)) is not run:
+                raise ConfigError("--grid", f"{other.variant} and {run.variant} are the same", "remove one of them")
+        self._check_folder()
+        self.table = SweepTable(list(dict.fromkeys(run.variant for run in self.runs)), self.seeds)
+        for run in self.runs:
+            self._read(run)
+
+    def _variant(self, values: Sequence[str]) -> str:
+        """Return a name such as `dropout=0.1,norm=pre`, with whole keys where their last parts are the same."""
+        last = [key.rpartition(".")[2] for key in self.grid]
+        names = [part if last.count(part) == 1 else key for key, part in zip(self.grid, last, strict=True)]
+        return ",".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
+
+    def _check_folder(self) -> None:
+        """Raise a ConfigError if the folder has anything but a part of this sweep."""
+        record = json_object(self.folder / RESULT)
+        if "grid" not in record:
+            if any(self.folder.glob("[!.]*")):
+                problem = "is not empty, and is not the folder of a sweep"
+                raise ConfigError(self.folder, problem, "give another --sweep-dir")
+            return
+        before: dict[str, list[Any]] = {**record["grid"], "train.seed": record["seeds"]}
+        now: dict[str, list[Any]] = {**self.grid, "train.seed": self.seeds}
+        changed = [
+            f"{key} had the values {_listed(before.get(key))} and now has {_listed(now.get(key))}"
+            for key in {**before, **now}
+            if key not in before or before[key] != now.get(key, [])[: len(before[key])]
+        ]
+        if not changed and list(before) != list(now):  # the names of the runs would be others
+            changed = [f"the order of --grid was {', '.join(record['grid'])}"]
+        stored = ((run, run.config_file) for run in self.runs if run.config_file.is_file())
+        for run, path in stored if not changed else ():
+            differences = config_differences(load_config(str(path), is_stored=True), run.config)
+            changed = [f"{key} was {as_yaml(old)} and is now {as_yaml(new)}" for key, (old, new) in differences.items()]
+            if changed:
+                break
+        if changed:
+            fix = "give another --sweep-dir; seeds, and values at the end of a grid, may be added"
+            raise ConfigError(self.folder, f"has a sweep with other settings ({'; '.join(changed)})", fix)
+
+    def _read(self, run: Run) -> bool:
+        """Read the result of a run; return whether it is finished."""
+        if (found := Finished.read(run.folder)) is not None:
+            self.table.finished[run.variant, run.seed] = found
+        return found is not None
+
+    @property
+    def waiting(self) -> list[Run]:
+        """The runs that are not finished."""
+        return [run for run in self.runs if (run.variant, run.seed) not in self.table.finished]
 
     def plan(self) -> str:
-        """Return the runs, one a line, and how long they take if they have a budget."""
-        states = {run: "finished" if run.result else "started" if run.folder.exists() else "new" for run in self.runs}
-        budgets = [
-            run.config.train.budget or run.config.train.stop_after
-            for run, state in states.items()
-            if state != "finished"
-        ]
-        lines = [
-            f"{run.folder}  ({state})  {' '.join(f'--set {text}' for text in run.overrides)}"
-            for run, state in states.items()
-        ]
-        if budgets and all(budgets):
-            seconds = sum(parse_duration(text) for text in budgets if text)
-            lines.append(f"{len(budgets)} runs to train, {format_duration(seconds)} in all, on one device")
-        return "\n".join(lines)
+        """Return the runs, one a line, and how long they take if their time is limited."""
+        waiting, rows = self.waiting, [["variant", "seed", "state", "folder"]]
+        for run in self.runs:
+            state = "finished" if run not in waiting else "started" if run.folder.exists() else "new"
+            rows.append([run.variant, str(run.seed), state, str(run.folder)])
+        limits = [run.config.train.budget or run.config.train.stop_after for run in waiting]
+        seconds = [parse_duration(limit) for limit in limits if limit is not None]
+        total = f", {format_duration(sum(seconds))} of training in all" if seconds and None not in limits else ""
+        return "\n".join([*aligned(rows), f"{len(waiting):,} of {len(self.runs):,} runs to train{total}"])
 
-    def train(self) -> dict[Run, str]:
+    # --- training
+
+    def train(self) -> None:
         """Train the runs that are not finished, one on each GPU at a time; write the result after each.
 
-        Returns:
-            The reason of each run that failed.
+        Raises:
+            KeyboardInterrupt, SystemExit(143): a signal stopped the sweep; each training has saved a checkpoint.
         """
+
+        def refuse() -> NoReturn:
+            raise MTError(self.folder, "another sweep is running in this folder", "wait for it")
+
+        if Ranks.from_environment().n > 1:
+            raise ConfigError("WORLD_SIZE", "a sweep has one process for each training", "start it without torchrun")
         self.folder.mkdir(parents=True, exist_ok=True)
-        n_gpus = torch.cuda.device_count() if self.runs[0].config.train.device == "auto" else 0
-        n_devices = n_gpus if n_gpus > 1 else 0  # 0: the runs follow each other
-        failed: dict[Run, str] = {}
-        devices: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for number in range(n_devices):
-            devices.put(number)
+        with locked(self.folder / ".lock", refuse):
+            self._write()
+            for run in self.runs:
+                write_text(run.config_file, dump_config(run.config))
+            self._train(self.waiting)
 
-        def train_one(run: Run) -> tuple[Run, str | None]:
-            device = devices.get() if n_devices else None
+    def _train(self, waiting: list[Run]) -> None:
+        free, running, has_told = _devices(self.runs), dict[Any, tuple[Run, str | None, int]](), False
+        with caught_signals() as signals:
             try:
-                return run, None if run.result else self._train(run, device)
-            finally:
-                if device is not None:
-                    devices.put(device)
+                while running or (waiting and signals.number is None):
+                    while waiting and free and signals.number is None:
+                        run, device = waiting.pop(0), free.pop(0)
+                        n_before = run.log.stat().st_size if run.log.exists() else 0
+                        _log.info(f"{self._place(run)}: training; its output goes to {run.log}")
+                        running[start(run, device)] = run, device, n_before
+                    time.sleep(_POLL_SECONDS)
+                    if signals.number is not None and not has_told:
+                        for process in running:  # on a terminal they have it already, and take both for one
+                            process.send_signal(signals.number)
+                        has_told = True
+                    for process in [one for one in running if one.poll() is not None]:
+                        run, device, n_before = running.pop(process)
+                        free.append(device)
+                        if process.returncode == 0 or signals.number is None:
+                            self._end(run, process.returncode, n_before)
+            finally:  # after an error or a second signal
+                for process in running:
+                    process.terminate()
+                    process.wait()
+        if signals.number is not None:
+            _log.info("the same command continues this sweep")
+            raise KeyboardInterrupt if signals.number == signal.SIGINT else SystemExit(128 + signals.number)
 
-        with ThreadPoolExecutor(max(n_devices, 1)) as pool:
-            for run, reason in pool.map(train_one, self.runs):
-                if reason is not None:
-                    failed[run] = reason
-                    _log.warning(f"{run.folder}: {reason}; its output is in {run.log}")
-                self.write(failed)
-        return failed
+    def _write(self) -> None:
+        grid = {"grid": self.grid, "seeds": self.seeds, "baseline": self.table.baseline}
+        self.table.write(self.folder, {"config": self.name, **grid})
 
-    def _train(self, run: Run, device: int | None) -> str | None:
-        """Train a run in another process; return why it failed, if it did."""
-        options = [word for text in run.overrides for word in ("--set", text)]
-        command = [sys.executable, "-m", "mt", "train", "--config", self.config, "--run-dir", str(run.folder), *options]
-        _log.info(f"{run.folder}: training; its output goes to {run.log}")
-        environment = os.environ if device is None else {**os.environ, "CUDA_VISIBLE_DEVICES": str(device)}
-        status = _run(command, run.log, environment)
-        if status in (130, 143):
-            raise KeyboardInterrupt
-        run.__dict__.pop("result", None)
-        if status:
-            lines = run.log.read_text("utf-8", "replace").splitlines() or [f"exit status {status}"]
-            return next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1]).removeprefix(
-                "error: "
-            )
-        assert run.result is not None
-        scores = ", ".join(f"{name} {one.scores[0].score:.2f}" for name, one in run.result.scored_sets.items())
-        _log.info(f"{run.folder}: {scores}")
-        return None
+    def _place(self, run: Run) -> str:
+        return f"{self.runs.index(run) + 1} of {len(self.runs)}, {run.variant}, seed {run.seed}"
 
-    # --- the result
-
-    def rows(self, failed: dict[Run, str]) -> list[dict[str, Any]]:
-        """Return the figures of each variant; means and standard deviations are over its finished seeds."""
-        found = []
-        for variant in self.variants:
-            runs = [run for run in self.runs if run.variant == variant]
-            results = [run.result for run in runs if run.result]
-            row: dict[str, Any] = {"variant": variant, "seeds": [run.seed for run in runs if run.result]}
-            if results:
-                row["minutes"] = fmean(one.train_seconds or 0.0 for one in results) / 60
-                row["parameters"], row["steps"] = results[0].n_parameters, fmean(one.steps or 0 for one in results)
-                row["bleu"] = {
-                    name: _mean_and_sd([one.scored_sets[name].scores[0].score for one in results])
-                    for name in results[0].scored_sets
-                }
-                if variant != self.baseline:
-                    row["p"] = self._p(variant)
-            if reasons := [failed[run] for run in runs if run in failed]:
-                row["failed"] = reasons
-            found.append(row)
-        return found
-
-    def _p(self, variant: str) -> dict[str, float]:
-        """Return p of the difference from the baseline for each test set, over the seeds that both have finished."""
-        of_variant, of_baseline = (
-            {run.seed: run for run in self.runs if run.variant == one and run.result}
-            for one in (variant, self.baseline)
-        )
-        shared = [seed for seed in of_variant if seed in of_baseline]
-        found = {}
-        for name in of_variant[shared[0]].config.tests if shared else ():
-            texts = [[_hypotheses(of[seed], name) for seed in shared] for of in (of_variant, of_baseline)]
-            ours, theirs = (list(itertools.chain.from_iterable(lines)) for lines in texts)
-            artifacts = RunArtifacts.of(of_variant[shared[0]].folder)
-            references = [pair.tgt for pair in artifacts.test_pairs([name])[name]] * len(shared)
-            direction = artifacts.directions([name])[name]
-            tokenizer = artifacts.bleu_tokenizer(direction)
-            pooled = TranslatedSet(None, ours, [references], direction.tgt, theirs, tokenizer)
-            found[name] = compare(pooled, [METRIC], "randomisation", N_SHUFFLES)[0].p
-        return found
-
-    def write(self, failed: dict[Run, str]) -> None:
-        """Write the result so far as JSON, Markdown and HTML."""
-        rows, cells = self.rows(failed), self.table(failed)
-        write_json(self.folder / f"{NAME}.json", {"config": self.config, "baseline": self.baseline, "variants": rows})
-        lines = ["| " + " | ".join(row) + " |" for row in cells]
-        lines.insert(1, "|" + "---|" * len(cells[0]))
-        write_text(self.folder / f"{NAME}.md", "\n".join(lines) + "\n")
-        curves = [self._curve(variant) for variant in self.variants]
-        chart = line_chart("BLEU on the validation set", curves, "minutes of training", "BLEU")
-        title = f"Sweep of {self.config}"
-        html = page("sweep.html.j2", title, table=table(cells[0], cells[1:]), chart=chart, baseline=self.baseline)
-        write_text(self.folder / f"{NAME}.html", html)
-
-    def text(self, failed: dict[Run, str]) -> str:
-        """Return the result as a table for a terminal."""
-        cells = self.table(failed)
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
-
-    def table(self, failed: dict[Run, str]) -> list[list[str]]:
-        """Return the cells of a table for people, header first."""
-        rows = self.rows(failed)
-        names = list(dict.fromkeys(name for row in rows for name in row.get("bleu", ())))
-        header = ["variant", "seeds", *names, f"p against {self.baseline}", "minutes", "updates", "parameters"]
-        cells = [header]
-        for row in rows:
-            scores = [_score_text(row["bleu"].get(name)) if "bleu" in row else "" for name in names]
-            p = ", ".join(f"{name} {value:.4f}" for name, value in row.get("p", {}).items())
-            rest = (
-                [f"{row['minutes']:.1f}", f"{row['steps']:,.0f}", format_count(row["parameters"])]
-                if "bleu" in row
-                else [""] * 3
-            )
-            if "failed" in row:
-                p = "; ".join([p, *row["failed"]]).removeprefix("; ")
-            cells.append([row["variant"], str(len(row["seeds"])), *scores, p, *rest])
-        return cells
-
-    def _curve(self, variant: str) -> Series:
-        """Return the mean curve of a variant: BLEU by minutes, validation by validation."""
-        curves = [_validations(run) for run in self.runs if run.variant == variant and run.result]
-        means = [[fmean(values) for values in zip(*points, strict=True)] for points in zip(*curves, strict=False)]
-        return Series(variant, [minutes for minutes, _ in means], [bleu for _, bleu in means])
+    def _end(self, run: Run, status: int, n_before: int) -> None:
+        """Record the end of a training, and write the result."""
+        if status == 0 and self._read(run):
+            found = self.table.finished[run.variant, run.seed]
+            scores = ", ".join(f"{name} {score:.2f}" for name, score in found.bleu.items())
+            minutes = format_duration(found.report.train_seconds or 0)
+            _log.info(f"{self._place(run)}: BLEU {scores}; {minutes} of training")
+        else:
+            output = run.log.read_bytes()[n_before:].decode(errors="replace")
+            self.table.failed[run.variant, run.seed] = reason = _reason(status, output)
+            _log.warning(f"{self._place(run)}: {reason}")
+        self._write()
 
 
-def _run(command: list[str], log_path: Path, environment: Mapping[str, str]) -> int:
-    """Run a command to its end, append its output to a file, and return its exit status."""
-    with (
-        log_path.open("ab") as log,
-        subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment) as process,
-    ):
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            process.wait()  # it has received the signal, too, and saves a checkpoint
-            raise
+def start(run: Run, device: str | None) -> Any:
+    """Start `mt train` in another process, which appends its output to the run's log.
+
+    Args:
+        device: the CUDA device that it sees; None: all.
+    """
+    environment = {**os.environ, **({} if device is None else {"CUDA_VISIBLE_DEVICES": device})}
+    command = [sys.executable, "-m", "mt", "train", "--config", str(run.config_file), "--run-dir", str(run.folder)]
+    with run.log.open("ab") as log:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
 
 
-def _axis(text: str) -> tuple[str, list[Any]]:
-    """Return the key and the values of `KEY=V1,V2`."""
-    key, equals, values = (part.strip() for part in text.partition("="))
-    place = f"--grid {text}"
-    if not (key and equals and values):
-        raise ConfigError(place, "expected KEY=VALUE,VALUE, such as model.dropout=0.1,0.3")
+def _devices(runs: Sequence[Run]) -> list[str | None]:
+    """Return the CUDA devices for one run each, if there are several; otherwise [None]."""
+    n = torch.cuda.device_count() if all(run.config.train.device == "auto" for run in runs) else 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(n)))
+    return [*visible.split(",")[:n]] if n > 1 else [None]
+
+
+def _reason(status: int, output: str) -> str:
+    """Return why a training failed: its error, or else the last line of its output."""
+    if status < 0:
+        return f"the training was ended by {signal.Signals(-status).name}"
+    lines = [line for line in output.splitlines() if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (errors or lines or [f"the training ended with status {status}"])[-1]
+
+
+def _check_keys(varied: Sequence[str], given: Sequence[str]) -> None:
+    """Raise a ConfigError if a setting that varies, or a part of it, is given again."""
+    if "train.seed" in varied:
+        raise ConfigError("--grid train.seed", "cannot vary", "use --seeds N")
+    for i, key in enumerate(varied):
+        again = [f"--grid {one}" for j, one in enumerate(varied) if j != i] + [f"--set {one}" for one in given]
+        if other := next((one for one in again if f"{one[one.index(' ') + 1 :]}.".startswith(f"{key}.")), None):
+            raise ConfigError(f"--grid {key}", f"is given again by {other}", "give each setting once")
+
+
+def _config(config: str, overrides: Sequence[str], settings: dict[str, str], run_dir: Path | None = None) -> RunConfig:
+    texts = [f"{key}={value}" for key, value in settings.items()]
     try:
-        found = yaml.safe_load(f"[{values}]")
-    except yaml.YAMLError:
-        raise ConfigError(place, "the values are not valid YAML") from None
-    if len({*map(as_yaml, found)}) < len(found):
-        raise ConfigError(place, "has the same value twice", "remove one of them")
-    return key, found
+        return load_config(config, [*overrides, *texts], run_dir)
+    except ConfigError as error:
+        if any(error.place.startswith(f"--set {text}") for text in texts):
+            raise ConfigError(error.place.replace("--set", "--grid", 1), error.problem, error.fix) from None
+        raise
 
 
 def _file_name(variant: str) -> str:
-    return "".join(character if character.isalnum() or character in "=,.-_+" else "_" for character in variant)[:150]
+    """Return a variant as the name of a file; different variants have different names."""
+    name = re.sub(r"[^\w=,.+-]", "_", variant)[:100]
+    return name if name == variant else f"{name}-{hashlib.sha256(variant.encode()).hexdigest()[:8]}"
 
 
-def _check_settings(run: Run) -> None:
-    """Raise a ConfigError if the run was started with settings that cannot change."""
-    if not RunFolder(run.folder).has_work:
-        return
-    before = RunFolder(run.folder).read_config()
-    changed = [
-        f"{key} was {as_yaml(old)} and is now {as_yaml(new)}"
-        for key, (old, new) in config_differences(before, run.config).items()
-        if not is_changeable(key) and key != "eval.bleu_tokenize"
-    ]
-    if changed:
-        problem = f"was started with other settings ({listed(changed)})"
-        raise ConfigError(run.folder, problem, "use another --sweep-dir, or delete it")
-
-
-def _hypotheses(run: Run, name: str) -> list[str]:
-    return RunFolder(run.folder).translation(name).read_text("utf-8").split("\n")[:-1]
-
-
-def _validations(run: Run) -> Iterator[tuple[float, float]]:
-    """Yield minutes and BLEU of each validation."""
-    for line in RunFolder(run.folder).metrics.read_text("utf-8").splitlines():
-        record = parse_json(line)
-        if record.get("valid_bleu") is not None:
-            yield record["train_seconds"] / 60, record["valid_bleu"]
-
-
-def _mean_and_sd(values: Sequence[float]) -> list[float | None]:
-    return [fmean(values), stdev(values) if len(values) > 1 else None]
-
-
-def _score_text(score: Sequence[float | None] | None) -> str:
-    if score is None or score[0] is None or not math.isfinite(score[0]):
-        return ""
-    return f"{score[0]:.2f}" + ("" if score[1] is None else f" ± {score[1]:.2f}")
+def _listed(values: Sequence[object] | None) -> str:
+    return ", ".join(map(str, values)) if values else "none"
