@@ -1,7 +1,8 @@
 """The `mt` command: parse, call one function, print. Results go to standard output, messages to standard error.
 
-Exit status: 0 success, 1 an internal error (with traceback), 2 an error that the user can fix (one line, no traceback),
-130 interrupted, 141 the reader of standard output has gone, 143 terminated. Slow imports go inside the commands.
+Exit status: 0 success, 1 an internal error (with traceback) or a failed training of `mt sweep`, 2 an error that the
+user can fix (one line, no traceback), 130 interrupted, 141 the reader of standard output has gone, 143 terminated. Slow
+imports go inside the commands.
 """
 
 from __future__ import annotations
@@ -247,8 +248,9 @@ def sweep(
 ) -> None:
     """Train variants of a config and compare them in one table.
 
-    Trains one variant after the other, or one on each GPU, and continues where it was stopped. The folder gets
-    sweep.md, sweep.html with curves, and sweep.json. More: mt docs sweep
+    Trains one variant after the other, or one on each GPU. Run it again to continue a sweep that was stopped. The
+    folder gets sweep.md, sweep.html with curves, and sweep.json. The exit status is 1 if a training failed.
+    More: mt docs sweep
     """
     from mt.tools.sweep import Sweep
 

@@ -49,6 +49,7 @@ PARSED_ONLY = {
     r"train (?!.*init_from).*--set ": "makes another run of the same name, or trains for minutes",
     r"(doctor|train) .*--config (base|big|multi30k)\b": "downloads text",
     r"train .*--config demo\b": "trains for minutes",
+    r"sweep (?!.*--dry-run)": "trains for minutes",
     r"verify-resume ": "trains for minutes",
     r"bench ": "measures for 20 seconds",
 }

@@ -80,8 +80,8 @@ def test_runs_are_ordered_by_seed_and_then_by_variant(config: str, tmp_path: Pat
 def test_a_dry_run_lists_the_runs_and_their_time_and_writes_nothing(config: str, tmp_path: Path) -> None:
     options = ("--config", config, "--grid", RATES, "--seeds", 3, "--sweep-dir", tmp_path / "new", "--dry-run")
     header, first, *_, total = sweep(*options, "--budget", "10m").stdout.splitlines()
-    assert header.split() == ["variant", "seed", "state", "folder"]
-    assert first.split() == ["peak_lr=1e-3", "1", "new", f"{tmp_path}/new/peak_lr=1e-3-seed1"]
+    assert header.split() == ["folder", "variant", "seed", "state"]
+    assert first.split() == [f"{tmp_path}/new/peak_lr=1e-3-seed1", "peak_lr=1e-3", "1", "new"]
     assert total == "6 of 6 runs to train, 1 h 00 min of training in all"
     assert sweep(*options).stdout.splitlines()[-1] == "6 of 6 runs to train"
     assert not (tmp_path / "new").exists()
@@ -274,6 +274,7 @@ def test_a_variant_that_fails_is_a_row_and_the_others_are_trained(
     assert any(reason in line for line in said)
     facts = json.loads((tmp_path / "sweep.json").read_text("utf-8"))
     assert facts["variants"][0]["failed"]["1"].startswith(reason)
+    assert f"\n`{note}`\n" in (tmp_path / "sweep.md").read_text("utf-8")
     assert [name for name, _ in trained] == ["vocab_size=9000-seed1", "vocab_size=380-seed1"]
 
 

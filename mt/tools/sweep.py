@@ -135,10 +135,10 @@ class Sweep:
 
     def plan(self) -> str:
         """Return the runs, one a line, and how long they take if their time is limited."""
-        waiting, rows = self.waiting, [["variant", "seed", "state", "folder"]]
+        waiting, rows = self.waiting, [["folder", "variant", "seed", "state"]]
         for run in self.runs:
             state = "finished" if run not in waiting else "started" if run.folder.exists() else "new"
-            rows.append([run.variant, str(run.seed), state, str(run.folder)])
+            rows.append([str(run.folder), run.variant, str(run.seed), state])
         limits = [run.config.train.budget or run.config.train.stop_after for run in waiting]
         seconds = [parse_duration(limit) for limit in limits if limit is not None]
         total = f", {format_duration(sum(seconds))} of training in all" if seconds and None not in limits else ""

@@ -17,7 +17,7 @@ from mt.evaluation.scores import TranslatedSet
 from mt.evaluation.significance import DEFAULT_SAMPLES, compare
 from mt.report.charts import Series, line_chart
 from mt.report.facts import LARGEST_P, Evaluation, PairedScore, valid_title
-from mt.report.markdown import as_text
+from mt.report.markdown import as_code, code_cell
 from mt.report.page import page, table
 from mt.report.terminal import aligned
 from mt.system.files import write_json, write_text
@@ -100,10 +100,11 @@ class SweepTable:
         rows = self.rows()
         origin = {"commit": source_commit(), "versions": versions()}
         write_json(folder / RESULT, finite({**facts, **origin, "variants": rows}))
-        (header, *cells), notes = self.cells(rows), self.notes(rows)
-        lines = [header, ["---"] * len(header), *([*map(as_text, row)] for row in cells)]
-        text = "".join(f"| {' | '.join(row)} |\n" for row in lines) + "".join(f"\n{as_text(note)}\n" for note in notes)
-        write_text(folder / "sweep.md", text)
+        (header, *cells), failures, notes = self.cells(rows), self.failures, self.notes(rows)
+        lines = [header, ["---"] * len(header), *([code_cell(variant), *others] for variant, *others in cells)]
+        text = [f"| {' | '.join(line)} |\n" for line in lines]
+        text += [f"\n{note}\n" for note in (*map(as_code, failures), *notes)]
+        write_text(folder / "sweep.md", "".join(text))
         chart = line_chart("BLEU on the validation set", self.curves(), "minutes of training", "BLEU")
         html = page(
             "sweep.html.j2", f"Sweep of {facts['config']}", table=table(header, cells), notes=notes, chart=chart
@@ -113,7 +114,7 @@ class SweepTable:
     def __str__(self) -> str:
         """Return the result as text for a terminal."""
         rows = self.rows()
-        return "\n".join([*map(str.rstrip, aligned(self.cells(rows))), *self.notes(rows)])
+        return "\n".join([*map(str.rstrip, aligned(self.cells(rows))), *self.failures, *self.notes(rows)])
 
     def cells(self, rows: Sequence[dict[str, Any]]) -> list[list[str]]:
         """Return the rows as text, with a header."""
@@ -132,16 +133,19 @@ class SweepTable:
             found.append([row["variant"], n_text, *scores, *figures])
         return found
 
+    @property
+    def failures(self) -> list[str]:
+        return [f"{variant}, seed {seed} failed: {reason}" for (variant, seed), reason in self.failed.items()]
+
     def notes(self, rows: Sequence[dict[str, Any]]) -> list[str]:
-        """Return the failures, and the meaning of the numbers in the table."""
-        failures = [f"{variant}, seed {seed} failed: {reason}" for (variant, seed), reason in self.failed.items()]
+        """Return the meaning of the numbers in the table."""
         has_several = len(self.seeds) > 1
-        note = f"BLEU of the final models{', as mean ± standard deviation' if has_several else ''}."
+        notes = [f"BLEU of the final models{', as mean ± standard deviation over the seeds' if has_several else ''}."]
         if any(row.get("tests") for row in rows):
             lines = "the lines of all seeds together" if has_several else "the lines"
-            note += f" p: paired approximate randomisation against {self.baseline}, over {lines};"
-            note += f" below {LARGEST_P}, the difference is called significant."
-        return [*failures, note]
+            test = f"p: paired approximate randomisation against the first variant, over {lines}"
+            notes.append(f"{test}; below {LARGEST_P}, the difference is called significant.")
+        return notes
 
     def curves(self) -> list[Series]:
         """Return BLEU on the validation set by minutes of training, as the mean of each variant's seeds."""
