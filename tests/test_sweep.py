@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from mt.report.facts import Evaluation, MetricScore, ScoredSet, TrainingCurves
 from mt.tools.sweep import Run, Sweep
 from mt.tools.sweep_table import Finished, SweepTable
 from tests.clock import comes_true
-from tests.forks import Fork
+from tests.forks import MT, Fork
 from tests.toys import messages, toy_config
 
 RATES = "train.peak_lr=1e-3,1e-2"
@@ -35,7 +34,7 @@ ROOT = Path(__file__).parent.parent
 def config(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("sweep")
     path = folder / "toy.yaml"
-    path.write_text(dump_config(toy_config(folder / "text", max_steps=12, validate_every=4)), "utf-8")
+    path.write_text(dump_config(toy_config(folder / "text", max_steps=6, validate_every=3)), "utf-8")
     return str(path)
 
 
@@ -187,7 +186,7 @@ def test_a_sweep_continues_with_more_seeds(config: str, folder: Path, trained: l
     ]
     facts: dict[str, Any] = json.loads((folder / "sweep.json").read_text("utf-8"))
     one, two = facts["variants"]
-    assert (facts["baseline"], facts["seeds"], two["seeds"], two["updates"]) == ("peak_lr=1e-3", [1, 2], [1, 2], 12)
+    assert (facts["baseline"], facts["seeds"], two["seeds"], two["updates"]) == ("peak_lr=1e-3", [1, 2], [1, 2], 6)
     reports = [json.loads((folder / f"peak_lr=1e-2-seed{n}/report.json").read_text("utf-8")) for n in (1, 2)]
     scores = [report["test_sets"]["held_out"]["scores"][0]["score"] for report in reports]
     assert two["bleu"]["held_out"]["mean"] == pytest.approx(sum(scores) / 2)
@@ -210,7 +209,7 @@ def test_variants_share_a_prepared_corpus_if_their_data_agree(config: str, finis
 @pytest.mark.parametrize(
     ("grid", "overrides", "n_seeds", "changed"),
     [
-        ([RATES], ["train.max_steps=24"], 1, "train.max_steps was 12 and is now 24"),
+        ([RATES], ["train.max_steps=24"], 1, "train.max_steps was 6 and is now 24"),
         ([RATES], ["model.dropout=0.2"], 1, "model.dropout was 0.1 and is now 0.2"),
         (
             ["train.peak_lr=1e-2,1e-3"],
@@ -333,16 +332,15 @@ def test_each_of_several_gpus_trains_one_run_at_a_time(
 
 
 def test_ctrl_c_stops_the_training_which_saves_and_the_sweep(config: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mt", "sweep", "--config", config, "--sweep-dir", str(tmp_path / "sweep")]
-    options = ["--set", "train.max_steps=100000", "--set", "train.checkpoint_every=100000", "--seeds", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([*command, *options], env=environment, stderr=subprocess.PIPE, text=True)
+    limits = ["--set", "train.max_steps=100000", "--set", "train.checkpoint_every=100000", "--seeds", "2"]
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     run = tmp_path / "sweep/toy-seed1"
-    assert comes_true(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 0)
-    process.send_signal(signal.SIGINT)  # only to the sweep, which tells its training
-    _, said = process.communicate(timeout=60)
+    with MT("sweep", "--config", config, "--sweep-dir", run.parent, *limits, environment=environment) as process:
+        assert comes_true(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 0)
+        os.kill(process.pid, signal.SIGINT)  # only the sweep, which tells its training
+        _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said.endswith("the same command continues this sweep\n")
+    assert said.endswith(b"the same command continues this sweep\n")
     assert [*(run / "checkpoints").glob("step-*")]
     assert not (run / ".lock").exists()  # its training has ended
     assert not (tmp_path / "sweep/toy-seed2").exists()
